@@ -1,0 +1,274 @@
+"""How likely texts are under a model: log-probabilities, bits per character."""
+
+import math
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_chargen.checks import check_integer
+from keras_chargen.compilation import compile_function
+from keras_chargen.tokenizer import PADDING_ID, pad
+
+WINDOW = 256  # characters that a model reads at once; the state goes on
+_SHORTEST = 16
+
+
+class Score(NamedTuple):
+    """What `score` says of texts, one or several together.
+
+    Attributes:
+        texts: Number of texts.
+        characters: Number of characters scored, each text's closing `<eos>`
+            among them; an unknown character that `oov="drop"` left out is
+            not.
+        dropped: Number of characters left out.
+        nats: Sum of the negative natural log-probabilities.
+    """
+
+    texts: int
+    characters: int
+    dropped: int
+    nats: float
+
+    @property
+    def nats_per_character(self):
+        """Mean nats, NaN where nothing was scored."""
+        return self.nats / self.characters if self.characters else math.nan
+
+    @property
+    def bits_per_character(self):
+        """Mean nats / ln 2, NaN where nothing was scored."""
+        return self.nats_per_character / math.log(2)
+
+    @property
+    def perplexity(self):
+        """exp(mean nats), inf where that is too large for a float."""
+        try:
+            return math.exp(self.nats_per_character)
+        except OverflowError:
+            return math.inf
+
+    def __add__(self, other):
+        return Score(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+EMPTY = Score(0, 0, 0, 0.0)
+
+
+def score(model, texts, batch_size=64):
+    """Scores texts of any length.
+
+    A text longer than `WINDOW` is read in parts with the state carried, so
+    the figures do not depend on how it was cut.
+
+    Args:
+        model: `CharRNN`.
+        texts: A str, or an iterable of str; it is read batch by batch.
+        batch_size: Positive integer, texts read side by side.
+
+    Returns:
+        A `Score` for a str, else a list of them, one a text.
+    """
+    if isinstance(texts, str):
+        return next(iter_scores(model, [texts], batch_size))
+    return list(iter_scores(model, texts, batch_size))
+
+
+def iter_scores(model, texts, batch_size=64):
+    """Yields a `Score` for each of an iterable of texts, in their order."""
+    batch_size = check_integer("batch_size", batch_size, 1)
+    return _iter_scores(model, texts, batch_size)
+
+
+def _iter_scores(model, texts, batch_size):
+    waiting = []
+    for text in texts:
+        waiting.append(text)
+        # A wide look-ahead, so that texts of like lengths share a batch.
+        if len(waiting) == 16 * batch_size:
+            yield from _score_block(model, waiting, batch_size)
+            waiting = []
+    yield from _score_block(model, waiting, batch_size)
+
+
+def _score_block(model, texts, batch_size):
+    ids = model.tokenizer.tokenize(texts)
+    targets = [_with_boundaries(model, row) for row in ids]
+    order = sorted(range(len(texts)), key=lambda i: len(targets[i]))
+    results = [None] * len(texts)
+    for first in range(0, len(order), batch_size):
+        places = order[first : first + batch_size]
+        rows = [targets[i] for i in places]
+        for i, nats in zip(
+            places, _surprisal(model, rows, batch_size), strict=True
+        ):
+            dropped = len(texts[i]) - len(ids[i])
+            total = float(nats.sum(dtype="float64"))
+            results[i] = Score(1, len(nats), dropped, total)
+    return results
+
+
+def stream_score(model, pieces):
+    """Scores one stream given in pieces, such as a file of any size.
+
+    Args:
+        model: `CharRNN`.
+        pieces: Iterable of str; joined they are the stream.
+
+    Returns:
+        A `Score`; the stream counts as one text.
+    """
+    tokenizer = model.tokenizer
+    eos = np.full(1, tokenizer.eos_id, "int32")
+    state = _initial_state(model, 1)
+    left = eos if model.start else eos[:0]
+    total = Score(1, 0, 0, 0.0)
+    for ids, dropped, last in _stream_ids(tokenizer, pieces, eos):
+        left = np.append(left, ids)
+        total = total._replace(dropped=total.dropped + dropped)
+        while len(left) > WINDOW or (last and len(left) > 1):
+            row = left[: WINDOW + 1]
+            left = left[WINDOW:]
+            nats, state = _read(model, [row], WINDOW, 1, state)
+            nats = nats[0, : len(row) - 1]
+            total = total._replace(
+                characters=total.characters + len(nats),
+                nats=total.nats + float(nats.sum(dtype="float64")),
+            )
+    return total
+
+
+def _stream_ids(tokenizer, pieces, eos):
+    for piece in pieces:
+        ids = tokenizer.tokenize(piece)
+        yield ids, len(piece) - len(ids), False
+    yield eos, 0, True
+
+
+def _with_boundaries(model, ids):
+    eos = [model.tokenizer.eos_id]
+    parts = [eos, ids, eos] if model.start else [ids, eos]
+    return np.concatenate(parts).astype("int32")
+
+
+def _surprisal(model, rows, size):
+    """Returns nats, float32, for each row from its second id on."""
+    longest = max(len(row) for row in rows) - 1
+    # Few shapes, so that compiled code serves again: 16, 32, … WINDOW.
+    width = _SHORTEST
+    while width < min(longest, WINDOW):
+        width *= 2
+    state = _initial_state(model, size)
+    parts = []
+    for first in range(0, max(longest, 1), width):
+        piece = [row[first : first + width + 1] for row in rows]
+        nats, state = _read(model, piece, width, size, state)
+        parts.append(nats)
+    nats = np.concatenate(parts, axis=1)
+    return [nats[i, : len(row) - 1] for i, row in enumerate(rows)]
+
+
+def _read(model, rows, width, size, state):
+    inputs = pad([row[:-1] for row in rows], width, size)
+    targets = pad([row[1:] for row in rows], width, size)
+    nats, state = _program(model)(inputs, targets, state)
+    return ops.convert_to_numpy(nats), state
+
+
+def _initial_state(model, size):
+    return keras.tree.map_structure(
+        ops.convert_to_numpy, model.initial_state(size)
+    )
+
+
+def _program(model):
+    program = getattr(model, "_compiled_scoring", None)
+    if program is None:
+
+        def read(inputs, targets, state):
+            logits, state = model.call_with_state(inputs, state)
+            return surprisal(targets, logits), state
+
+        program = compile_function(read, model.variables)
+        model._compiled_scoring = program
+    return program
+
+
+def surprisal(targets, logits):
+    """Returns nats: -ln of the probability of each target.
+
+    Args:
+        targets: Integer `(…)`.
+        logits: Float `(…, V)`.
+
+    Returns:
+        float32 `(…)`.
+    """
+    logits = ops.cast(logits, "float32")
+    targets = ops.cast(targets, "int32")
+    chosen = ops.take_along_axis(logits, targets[..., None], axis=-1)
+    return ops.logsumexp(logits, axis=-1) - chosen[..., 0]
+
+
+@keras.saving.register_keras_serializable(package="keras_chargen")
+class BitsPerCharacter(keras.metrics.Metric):
+    """Mean bits that the model needs for a character that counts.
+
+    Sums over all batches and divides once, so batches of any shape weigh
+    what they hold. Padding (target 0) never counts.
+
+    Args:
+        name: Name in the logs.
+        dtype: dtype of the sums, float32 by default.
+    """
+
+    def __init__(self, name="bits_per_character", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.bits = self.add_variable((), initializer="zeros", name="bits")
+        self.characters = self.add_variable(
+            (), initializer="zeros", name="characters"
+        )
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Adds a batch.
+
+        Args:
+            y_true: Integer targets `(B, T)`.
+            y_pred: Logits `(B, T, V)`.
+            sample_weight: Optional `(B, T)` or `(B, 1)`.
+        """
+        weights = _weights(y_true, sample_weight, self.dtype)
+        nats = ops.cast(surprisal(y_true, y_pred), self.dtype)
+        # where, for 0 times an infinite surprisal is NaN.
+        nats = ops.where(weights > 0, nats * weights, ops.zeros_like(nats))
+        self.bits.assign_add(ops.sum(nats) / math.log(2))
+        self.characters.assign_add(ops.sum(weights))
+
+    def result(self):
+        return ops.divide_no_nan(self.bits, self.characters)
+
+
+@keras.saving.register_keras_serializable(package="keras_chargen")
+class CharacterCount(keras.metrics.Metric):
+    """Characters seen so far in an epoch (targets with a weight)."""
+
+    def __init__(self, name="characters", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.count = self.add_variable((), initializer="zeros", name="count")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Adds a batch; see `BitsPerCharacter.update_state`."""
+        weights = _weights(y_true, sample_weight, self.dtype)
+        self.count.assign_add(ops.sum(ops.cast(weights > 0, self.dtype)))
+
+    def result(self):
+        return self.count
+
+
+def _weights(y_true, sample_weight, dtype):
+    weights = ops.cast(ops.not_equal(y_true, PADDING_ID), dtype)
+    if sample_weight is not None:
+        weights = weights * ops.cast(sample_weight, dtype)
+    return weights
