@@ -379,13 +379,12 @@ def _pieces(
     paragraph: list[str] = []
     size = 0
     has_text = after_blank = inside_line = False
-    held = ""  # a "\r" whose "\n" may be still to come
     # "\n" is the only line end to this file, so ends are kept as they are.
     start = file.read(1).removeprefix("\ufeff")
     while line := start + file.readline(limit - len(start)):
-        start = held = ""
+        start = ""
         if len(line) == limit and line.endswith("\r"):
-            line, held = line[:-1], "\r"
+            line, start = line[:-1], "\r"  # its "\n" may be still to come
         complete = line.endswith("\n")
         blank = complete and not inside_line and line.isspace()
         if paragraph and (
@@ -398,7 +397,6 @@ def _pieces(
         has_text = has_text or not blank
         after_blank = blank
         inside_line = not complete
-        start = held
     if paragraph:
         yield "".join(paragraph)
 
@@ -760,15 +758,19 @@ def _tfds_builder(
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        known = difflib.get_close_matches(name, tfds.list_builders())
+        # The index of community datasets would be fetched from the network.
+        known = set(tfds.list_builders(with_community_datasets=False))
+        close = difflib.get_close_matches(name, known)
         raise CorpusError(
             f"{spec}: TFDS has no dataset {name!r}"
-            + (f"; did you mean {', '.join(known)}?" if known else "")
+            + (f"; did you mean {', '.join(close)}?" if close else "")
             + "; tensorflow.org/datasets lists them"
         ) from error
     except Exception as error:
+        # TFDS puts its arguments in front of the reason.
+        reason = _first_line(error).rpartition('}": ')[2]
         raise CorpusError(
-            f"{spec}: TFDS cannot open {name!r}: {_first_line(error)}"
+            f"{spec}: TFDS cannot open {name!r}: {reason}"
         ) from error
 
 
@@ -932,7 +934,7 @@ def _build_ag_news(
                 )
             )
             examples = {
-                split: info.num_examples
+                str(split): info.num_examples
                 for split, info in builder.info.splits.items()
             }
             _move(Path(builder.data_dir), target, aside=Path(stage, "old"))

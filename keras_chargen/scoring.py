@@ -264,7 +264,8 @@ class CharacterCount(keras.metrics.Metric):
         self.count.assign_add(ops.sum(ops.cast(weights > 0, self.dtype)))
 
     def result(self):
-        return self.count
+        # Under JAX a variable is no value.
+        return ops.convert_to_tensor(self.count)
 
 
 def _weights(y_true, sample_weight, dtype):

@@ -1,0 +1,250 @@
+"""What watches training."""
+
+import signal
+import sys
+import threading
+import time
+
+import keras
+
+from keras_chargen import samplers
+from keras_chargen.checks import check_integer
+
+
+class SampleText(keras.callbacks.Callback):
+    """Shows what the model writes while it trains.
+
+    Args:
+        prompts: A str or a list of str.
+        temperatures: List of samplers to write with: numbers (temperatures; 0
+            is greedy), names, or `Sampler`s.
+        every: `"epoch"`, or a positive integer: after so many batches.
+        max_new_tokens: As for `generate`.
+        seed: Non-negative integer; the same at every turn, so that what
+            changes is the model.
+        known: Optional container of str, such as the set of the training
+            texts: a sample that is in it is marked as a copy.
+        file: Optional path: samples are added to it as UTF-8 text.
+        log_dir: Optional path of a TensorBoard folder.
+        write: Function of one str that shows a sample; by default `print` to
+            standard output. None shows nothing.
+    """
+
+    def __init__(
+        self,
+        prompts,
+        temperatures=(0,),
+        every="epoch",
+        max_new_tokens=100,
+        seed=0,
+        known=None,
+        file=None,
+        log_dir=None,
+        write=print,
+    ):
+        super().__init__()
+        self.prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        self.samplers = [
+            samplers.get("random", choice)
+            if isinstance(choice, int | float)
+            else samplers.get(choice)
+            for choice in temperatures
+        ]
+        if every != "epoch":
+            every = check_integer("every", every, 1)
+        self.every = every
+        self.max_new_tokens = check_integer("max_new_tokens", max_new_tokens, 0)
+        self.seed = check_integer("seed", seed, 0)
+        self.known = known
+        self.file = file
+        self.log_dir = log_dir
+        self.write = write
+        self._board = None
+        self._batches = 0
+
+    def on_train_begin(self, logs=None):
+        self._batches = 0
+        if self.log_dir is not None:
+            from keras_chargen.tensorboard import TextWriter
+
+            self._board = TextWriter(self.log_dir)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._batches += 1
+        if self.every != "epoch" and self._batches % self.every == 0:
+            self._sample(f"batch {self._batches}", self._batches)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.every == "epoch":
+            self._sample(f"epoch {epoch + 1}", epoch + 1)
+
+    def on_train_end(self, logs=None):
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def _sample(self, moment, step):
+        synchronize(self.model)
+        for sampler in self.samplers:
+            kind = (
+                "greedy"
+                if sampler.greedy
+                else f"temperature {sampler.temperature:g}"
+            )
+            texts = self.model.generate(
+                self.prompts,
+                self.max_new_tokens,
+                sampler=sampler,
+                seed=self.seed,
+            )
+            for text in texts:
+                copy = ", copied" if self._is_copy(text) else ""
+                line = f"{moment}, {kind}{copy}: {text}"
+                if self.write is not None:
+                    self.write(line)
+                if self.file is not None:
+                    with open(self.file, "a", encoding="utf-8") as file:
+                        file.write(line + "\n")
+                if self._board is not None:
+                    self._board.write(f"sample/{kind}", text, step)
+
+    def _is_copy(self, text):
+        return self.known is not None and text in self.known
+
+
+class ProgressBar(keras.callbacks.Callback):
+    """Shows epoch, loss, bits per character, characters/s and time left.
+
+    Needs `CharacterCount()` among the weighted metrics for characters/s. What
+    other callbacks show while it runs goes through `write`, so that the bar
+    stays below it.
+
+    Args:
+        console: Optional `rich.console.Console`; by default standard error.
+    """
+
+    def __init__(self, console=None):
+        super().__init__()
+        if console is None:
+            from rich.console import Console
+
+            console = Console(stderr=True)
+        self.console = console
+        self._bar = None
+
+    def write(self, text):
+        """Shows a text above the bar, as it is."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def on_train_begin(self, logs=None):
+        from rich import progress
+
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.TextColumn("{task.completed}/{task.total} batches"),
+            progress.TextColumn("{task.fields[figures]}"),
+            progress.TimeRemainingColumn(),
+            console=self.console,
+            # A log file gets the lines of the epochs, not the bar.
+            disable=not self.console.is_terminal,
+        )
+        steps, epochs = self.params.get("steps"), self.params["epochs"]
+        self._task = self._bar.add_task(
+            "training", total=steps and steps * epochs, figures=""
+        )
+        self._bar.start()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._bar.update(
+            self._task,
+            description=f"epoch {epoch + 1}/{self.params['epochs']}",
+        )
+        self._begin = time.perf_counter()
+        self._trained = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._bar.advance(self._task)
+        # Figures wait for the device: a few times a second is enough.
+        now = time.perf_counter()
+        if not self._bar.disable and now - getattr(self, "_shown", 0) > 0.3:
+            self._shown = now
+            figures = self._figures(logs, now - self._begin)
+            self._bar.update(self._task, figures=figures)
+
+    def on_test_begin(self, logs=None):
+        # Throughput is that of training: the validation does not count.
+        if self._bar is not None and self._trained is None:
+            self._trained = time.perf_counter() - self._begin
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = self._trained or time.perf_counter() - self._begin
+        figures = self._figures(logs, seconds)
+        self.write(f"epoch {epoch + 1}/{self.params['epochs']}: {figures}")
+
+    def on_train_end(self, logs=None):
+        self.stop()
+
+    def stop(self):
+        """Takes the bar away; harmless where there is none."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _figures(self, logs, seconds):
+        logs = {name: float(value) for name, value in (logs or {}).items()}
+        figures = [f"loss {logs.get('loss', float('nan')):.4f} nats"]
+        if "bits_per_character" in logs:
+            figures.append(f"{logs['bits_per_character']:.3f} bits/character")
+        if "val_bits_per_character" in logs:
+            held_out = logs["val_bits_per_character"]
+            figures.append(f"held out {held_out:.3f}")
+        if "characters" in logs and seconds:
+            figures.append(f"{logs['characters'] / seconds:,.0f} characters/s")
+        return ", ".join(figures)
+
+
+class StopOnInterrupt(keras.callbacks.Callback):
+    """Ends training after the batch in which Ctrl-C came.
+
+    So the weights are whole and can be saved; a second Ctrl-C interrupts at
+    once. Works in the main thread; elsewhere it does nothing.
+
+    Attributes:
+        interrupted: Whether Ctrl-C came.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.interrupted = False
+        self._previous = None
+
+    def on_train_begin(self, logs=None):
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._stop)
+
+    def on_train_end(self, logs=None):
+        self.restore()
+
+    def restore(self):
+        """Gives Ctrl-C back to whom it belonged."""
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
+
+    def _stop(self, *_):
+        self.interrupted = True
+        self.restore()
+        print("stopping after this batch", file=sys.stderr)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.interrupted:
+            self.model.stop_training = True
+
+
+def synchronize(model):
+    """Makes the weights of a model in training readable from a callback."""
+    # Under JAX they live in the training loop until somebody asks.
+    sync = getattr(model, "jax_state_sync", None)
+    if sync is not None and getattr(model, "_jax_state", None) is not None:
+        sync()

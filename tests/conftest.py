@@ -1,0 +1,59 @@
+"""Set up before any test: backend, warnings, Hypothesis, shared fixtures."""
+
+import importlib.util
+import os
+from importlib import metadata
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# Torch imported after TensorFlow can crash the process.
+if importlib.util.find_spec("torch"):
+    import torch  # noqa: F401
+import keras
+
+HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
+TRAINS = keras.backend.backend() in ("tensorflow", "jax", "torch")
+
+keras.config.disable_traceback_filtering()
+
+# The first call of anything compiles, so a deadline says nothing.
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile(
+    "ci", deadline=None, derandomize=True, print_blob=True
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "local"))
+
+
+def pytest_report_header():
+    versions = []
+    for name in ("keras", "tensorflow", "jax", "torch", "openvino", "numpy"):
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            versions.append(f"no {name}")
+    return [f"backend: {keras.backend.backend()}", ", ".join(versions)]
+
+
+def pytest_collection_modifyitems(items):
+    skips = []
+    if not HAS_TENSORFLOW:
+        reason = "TensorFlow is not installed"
+        skips.append(("needs_tensorflow", pytest.mark.skip(reason=reason)))
+    if not TRAINS:
+        reason = f"{keras.backend.backend()} does not train"
+        skips.append(("trains", pytest.mark.skip(reason=reason)))
+    for item in items:
+        for name, skip in skips:
+            if item.get_closest_marker(name):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real data that lies beside the checkout, if it does."""
+    path = Path(__file__).parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("shared/data is not beside this checkout")
+    return path
