@@ -31,7 +31,7 @@ _ROOMS = {
     "windows": "pipeline",
 }
 
-__all__ = [*_ROOMS, "__version__"]  # noqa: PLE0604
+__all__ = [*_ROOMS, "__version__"]
 
 
 def __getattr__(name):

@@ -1,4 +1,4 @@
-"""Argument checks that several rooms share: one line, named, with the way out."""
+"""Argument checks: one line that names the argument and what it accepts."""
 
 import math
 from numbers import Integral, Real

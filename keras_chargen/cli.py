@@ -35,22 +35,30 @@ TRAINING_BACKENDS = BACKENDS[:3]
 
 
 class Mode(enum.StrEnum):
+    """How texts become rows."""
+
     lines = "lines"
     windows = "windows"
 
 
 class Cell(enum.StrEnum):
+    """Recurrent cells."""
+
     lstm = "lstm"
     gru = "gru"
     simple = "simple"
 
 
 class SamplerName(enum.StrEnum):
+    """Named samplers."""
+
     greedy = "greedy"
     random = "random"
 
 
 class Oov(enum.StrEnum):
+    """What becomes of unknown characters."""
+
     drop = "drop"
     unk = "unk"
     error = "error"
@@ -72,9 +80,7 @@ Columns = Annotated[
     str | None,
     typer.Option(help="Names of the columns of a file without a header, a,b."),
 ]
-DataDir = Annotated[
-    str | None, typer.Option(help="Where TFDS keeps its data.")
-]
+DataDir = Annotated[str | None, typer.Option(help="Where TFDS keeps its data.")]
 Limit = Annotated[
     int | None, typer.Option(min=1, help="Read so many texts at most.")
 ]
@@ -170,7 +176,8 @@ def train(
     target = saving.check_target(out, force)
     keras.utils.set_random_seed(seed)
 
-    counts, read = Counter(), Counter()
+    counts: Counter[str] = Counter()
+    read: Counter[str] = Counter()
 
     def counted():
         for text in texts:

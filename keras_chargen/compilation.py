@@ -122,9 +122,7 @@ def _compile_tensorflow(function):
 
 def _eager(function):
     def run(*args):
-        return function(
-            *keras.tree.map_structure(ops.convert_to_tensor, args)
-        )
+        return function(*keras.tree.map_structure(ops.convert_to_tensor, args))
 
     if keras.backend.backend() == "torch":
         import torch

@@ -158,13 +158,13 @@ def open_corpus(
     limit: int | None = None,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> Corpus:
-    """Opens a corpus by name or path.
+    r"""Opens a corpus by name or path.
 
     All files are UTF-8; invalid bytes become U+FFFD and a byte order mark at
     the start is dropped. A text is
 
-    - in a `.txt` file in mode `"lines"`: a line without its ending, `\\n` or
-      `\\r\\n` (a lone `\\r` and U+2028 end no line). In mode `"windows"` the
+    - in a `.txt` file in mode `"lines"`: a line without its ending, `\n` or
+      `\r\n` (a lone `\r` and U+2028 end no line). In mode `"windows"` the
       file is one text, given in pieces that end after blank lines; a
       paragraph of more than 65,536 characters is given in several.
     - in a `.csv`, `.tsv` or `.jsonl` file: the field of a row, in both modes,
@@ -370,10 +370,10 @@ def _read_pieces(path: Path, limit: int | None = None) -> _Read:
 def _pieces(
     file: IO[str], limit: int = _PIECE_CHARACTERS
 ) -> Generator[str, None, None]:
-    """Cuts a stream into pieces of at most `limit` characters (at least 2).
+    r"""Cuts a stream into pieces of at most `limit` characters (at least 2).
 
     A cut is made after each run of blank lines, at the end of a line where a
-    paragraph is longer than `limit`, and anywhere but between `\\r` and `\\n`
+    paragraph is longer than `limit`, and anywhere but between `\r` and `\n`
     where a line is.
     """
     paragraph: list[str] = []

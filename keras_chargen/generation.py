@@ -235,9 +235,7 @@ def _body(model, sampler, eos_id):
         logits = ops.where(
             carry["writable"], ops.cast(logits, "float32"), -float("inf")
         )
-        ids = sampler(
-            logits, x["uniform"], Context(written), carry["numbers"]
-        )
+        ids = sampler(logits, x["uniform"], Context(written), carry["numbers"])
         reading = forced > 0
         ids = ops.where(reading, forced, ids)
         ids = ops.where(done, ops.zeros_like(ids), ids)

@@ -45,7 +45,6 @@ class CharRNN(keras.Model):
         Logits `(B, T, V)`, natural log scale, not normalized, float32.
 
     Example:
-
     >>> tokenizer = CharTokenizer()
     >>> tokenizer.adapt(["Today is a day"])
     >>> model = CharRNN(tokenizer, units=128)
@@ -179,8 +178,7 @@ class CharRNN(keras.Model):
         count = 2 if self.cell == "lstm" else 1
         return tuple(
             tuple(
-                ops.zeros((batch_size, self.units), dtype)
-                for _ in range(count)
+                ops.zeros((batch_size, self.units), dtype) for _ in range(count)
             )
             for _ in self._recurrent
         )
@@ -259,8 +257,9 @@ class CharRNN(keras.Model):
 
 @keras.saving.register_keras_serializable(package="keras_chargen")
 class OneHot(keras.layers.Layer):
-    """Ids `(…)` to one-hot vectors `(…, size)`; padding, id 0, too: its
-    weight in the loss is 0.
+    """Ids `(…)` to one-hot vectors `(…, size)`.
+
+    Padding, id 0, is a vector like any other: its weight in the loss is 0.
 
     Args:
         size: Positive integer, number of ids.

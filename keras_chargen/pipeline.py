@@ -336,7 +336,8 @@ def fit_buckets(widths, max_length=512, minimum=1, max_buckets=MAX_BUCKETS):
     # cost[j]: least area of the first j widths in so many buckets.
     cost = np.full(n + 1, np.inf)
     cost[0] = 0
-    best, cuts = (np.inf, []), {0: []}
+    best: tuple[float, list[int]] = (np.inf, [])
+    cuts: dict[int, list[int]] = {0: []}
     for _ in range(min(max_buckets, n)):
         following, chosen = np.full(n + 1, np.inf), {}
         for j in range(1, n + 1):

@@ -36,7 +36,7 @@ class LogitTransform:
     def from_config(cls, config):
         return cls(**config)
 
-    def __call__(self, logits, context, **numbers):
+    def __call__(self, logits, context, **numbers: Any):
         """Maps float32 `(B, V)` to float32 `(B, V)`."""
         raise NotImplementedError
 
@@ -163,7 +163,9 @@ class Sampler:
     def __repr__(self):
         chain = " -> ".join(map(repr, self.chain))
         choice = "greedy" if self.greedy else "random"
-        return f"Sampler({chain} -> {choice})" if chain else f"Sampler({choice})"
+        return (
+            f"Sampler({chain} -> {choice})" if chain else f"Sampler({choice})"
+        )
 
 
 def get(sampler, temperature=None):

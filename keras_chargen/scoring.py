@@ -97,7 +97,7 @@ def _score_block(model, texts, batch_size):
     ids = model.tokenizer.tokenize(texts)
     targets = [_with_boundaries(model, row) for row in ids]
     order = sorted(range(len(texts)), key=lambda i: len(targets[i]))
-    results = [None] * len(texts)
+    results = [EMPTY] * len(texts)
     for first in range(0, len(order), batch_size):
         places = order[first : first + batch_size]
         rows = [targets[i] for i in places]

@@ -29,7 +29,8 @@ def stop_table(stops, tokenizer):
     ]
     if not words:
         return None
-    children, complete = [{}], [False]
+    children: list[dict[int, int]] = [{}]
+    complete = [False]
     for word in words:
         state = 0
         for symbol in word:

@@ -44,7 +44,6 @@ class CharTokenizer(keras.layers.Layer):
         gives a tensor of the active backend. No `<eos>` is added.
 
     Example:
-
     >>> tokenizer = CharTokenizer()
     >>> tokenizer.adapt(["hello", "help"])
     >>> tokenizer.get_vocabulary()
@@ -71,7 +70,7 @@ class CharTokenizer(keras.layers.Layer):
         Raises:
             ValueError: The data hold no character.
         """
-        counts = Counter()
+        counts: Counter[str] = Counter()
         for text in _each_text(data):
             counts.update(text)
         self.adapt_counts(counts)
@@ -122,8 +121,10 @@ class CharTokenizer(keras.layers.Layer):
 
     @property
     def table(self):
-        """Ids by code point, int32 `(P,)`; the last entry serves all code
-        points from P - 1 on; -1: not in the vocabulary."""
+        """Ids by code point, int32 `(P,)`; -1 is not in the vocabulary.
+
+        The last entry serves all code points from P - 1 on.
+        """
         self.characters  # noqa: B018 (raises before `adapt`)
         return self._table
 
@@ -147,8 +148,7 @@ class CharTokenizer(keras.layers.Layer):
         return ["", *self.characters, *special]
 
     def writable(self):
-        """Returns bool `(V,)`: the ids that may be written (no padding, no
-        unknown)."""
+        """Returns bool `(V,)`: all ids but padding and the unknown id."""
         allowed = np.ones(self.vocabulary_size(), bool)
         allowed[PADDING_ID] = False
         if self.unknown_id is not None:
@@ -211,7 +211,7 @@ class CharTokenizer(keras.layers.Layer):
     def _detokenize_one(self, ids):
         ids = np.asarray(_as_numpy(ids), "int64")
         size = self.vocabulary_size()
-        if ids.size and not (0 <= ids.min() and ids.max() < size):
+        if ids.size and (ids.min() < 0 or ids.max() >= size):
             raise ValueError(
                 f"ids must be from 0 to {size - 1}. Received ids from "
                 f"{ids.min()} to {ids.max()}"
