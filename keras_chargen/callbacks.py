@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 import time
+from typing import Any
 
 import keras
 
@@ -130,7 +131,8 @@ class ProgressBar(keras.callbacks.Callback):
 
             console = Console(stderr=True)
         self.console = console
-        self._bar = None
+        self._bar: Any = None
+        self._shown = 0.0
 
     def write(self, text):
         """Shows a text above the bar, as it is."""
@@ -167,7 +169,7 @@ class ProgressBar(keras.callbacks.Callback):
         self._bar.advance(self._task)
         # Figures wait for the device: a few times a second is enough.
         now = time.perf_counter()
-        if not self._bar.disable and now - getattr(self, "_shown", 0) > 0.3:
+        if not self._bar.disable and now - self._shown > 0.3:
             self._shown = now
             figures = self._figures(logs, now - self._begin)
             self._bar.update(self._task, figures=figures)

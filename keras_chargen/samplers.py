@@ -36,7 +36,7 @@ class LogitTransform:
     def from_config(cls, config):
         return cls(**config)
 
-    def __call__(self, logits, context, **numbers: Any):
+    def __call__(self, logits, context, **numbers):
         """Maps float32 `(B, V)` to float32 `(B, V)`."""
         raise NotImplementedError
 
@@ -68,7 +68,7 @@ class Temperature(LogitTransform):
     def get_config(self):
         return {"temperature": self.temperature}
 
-    def __call__(self, logits, context, *, temperature):
+    def __call__(self, logits, context, *, temperature):  # type: ignore[override]
         # From the largest, so that a tiny temperature cannot overflow.
         logits = logits - ops.max(logits, axis=-1, keepdims=True)
         return logits / temperature

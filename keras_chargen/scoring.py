@@ -264,8 +264,9 @@ class CharacterCount(keras.metrics.Metric):
         self.count.assign_add(ops.sum(ops.cast(weights > 0, self.dtype)))
 
     def result(self):
-        # Under JAX a variable is no value.
-        return ops.convert_to_tensor(self.count)
+        # A value of its own: the variable goes back to 0 when a validation
+        # begins, before the logs are read.
+        return self.count + 0.0
 
 
 def _weights(y_true, sample_weight, dtype):
