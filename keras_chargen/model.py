@@ -6,13 +6,8 @@ from keras import ops
 from keras_chargen import generation, scoring
 from keras_chargen.checks import check_choice, check_integer, check_number
 from keras_chargen.compilation import trains_with_xla
+from keras_chargen.recurrent import CELLS
 from keras_chargen.tokenizer import CharTokenizer
-
-CELLS = {
-    "lstm": keras.layers.LSTM,
-    "gru": keras.layers.GRU,
-    "simple": keras.layers.SimpleRNN,
-}
 
 
 @keras.saving.register_keras_serializable(package="keras_chargen")

@@ -32,6 +32,7 @@ INSIDE_FUNCTIONS = {
     "cli": {"keras", "numpy", "rich"},
     "compilation": {"jax", "openvino", "tensorflow", "torch"},
     "corpora": {"tensorflow", "tensorflow_datasets"},
+    "recurrent": {"torch"},
 }
 
 
