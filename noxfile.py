@@ -167,7 +167,7 @@ def bench(session, backend):
     extra = "" if backend == "tensorflow" else f"[{backend}]"
     install(session, "-e", f".{extra}")
     isolate(session, backend)
-    session.run("python", "benchmarks/throughput.py", *session.posargs)
+    session.run("python", "-m", "benchmarks.throughput", *session.posargs)
 
 
 @nox.session(default=False)

@@ -910,8 +910,8 @@ def _build_ag_news(
     if target.exists() and not overwrite:
         state = "prepared" if place.is_prepared() else "begun"
         raise CorpusError(
-            f"{_AG_NEWS} is already {state} in {target}; pass overwrite=True "
-            "or remove that folder to build it again"
+            f"{_AG_NEWS} is already {state} in {target}; overwrite=True "
+            "(--force) builds it again"
         )
     root = Path(place.data_dir_root)
     try:

@@ -10,16 +10,14 @@ import shutil
 import tempfile
 import weakref
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_chargen.checks import check_integer, check_number
+from keras_chargen.corpora import hide_gpus_from_tensorflow
 from keras_chargen.graph_text import ragged_ids
 
-if keras.backend.backend() != "tensorflow":
-    # TensorFlow only reads here; the GPUs belong to the backend.
-    tf.config.set_visible_devices([], "GPU")
+hide_gpus_from_tensorflow()
 
 MEMORY_BYTES = 1 << 26  # texts beyond this go to a temporary file
 SHUFFLE_TEXTS = 1 << 17  # texts, or windows, shuffled among each other
