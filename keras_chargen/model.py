@@ -158,6 +158,13 @@ class CharRNN(keras.Model):
             **kwargs,
         )
 
+    def compile_from_config(self, config):
+        """Compiles as the model was when it was saved."""
+        config = keras.saving.deserialize_keras_object(config)
+        # What suited the backend that trained may not suit this one.
+        self.compile(**{**config, "jit_compile": "auto"})
+        self.optimizer.build(self.trainable_variables)
+
     def initial_state(self, batch_size):
         """Returns the state before the first character.
 
