@@ -122,7 +122,7 @@ def train(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch.")] = 64,
     learning_rate: Annotated[
         float, typer.Option(min=0, help="Of Adam, at the start.")
-    ] = 2e-3,
+    ] = 5e-3,
     held_out: Annotated[
         float,
         typer.Option(min=0, max=0.9, help="Share of the texts kept to score."),

@@ -132,7 +132,7 @@ class CharRNN(keras.Model):
         """Configures training; every `"auto"` can be replaced alone.
 
         Args:
-            optimizer: `"auto"` is Adam at 2e-3 with gradients clipped to a
+            optimizer: `"auto"` is Adam at 5e-3 with gradients clipped to a
                 global norm of 1.
             loss: `"auto"` is crossentropy from logits in nats, the mean over
                 the characters that count (those with a weight).
@@ -141,7 +141,7 @@ class CharRNN(keras.Model):
             **kwargs: As for `keras.Model.compile`.
         """
         if optimizer == "auto":
-            optimizer = keras.optimizers.Adam(2e-3, global_clipnorm=1.0)
+            optimizer = keras.optimizers.Adam(5e-3, global_clipnorm=1.0)
         if loss == "auto":
             loss = keras.losses.SparseCategoricalCrossentropy(
                 from_logits=True, reduction="mean_with_sample_weight"
