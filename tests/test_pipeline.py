@@ -1,0 +1,495 @@
+"""Texts become batches of ids by graph ops alone."""
+
+import gc
+import itertools
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_chargen.tokenizer import CharTokenizer
+
+tf = pytest.importorskip("tensorflow")
+from keras_chargen import pipeline  # noqa: E402
+from keras_chargen.pipeline import (  # noqa: E402
+    count_widths,
+    fit_buckets,
+    lines,
+    split,
+    text_dataset,
+    windows,
+)
+
+TOKENIZER = CharTokenizer([*"abcdefghijklmnopqrstuvwxyz "])
+EOS = TOKENIZER.eos_id
+WORD = st.text(st.sampled_from("abc "), max_size=20)
+
+
+def some_texts(count=50, longest=30):
+    choose = random.Random(0)
+    return [
+        "".join(choose.choices("abcdefgh ", k=choose.randint(1, longest)))
+        for _ in range(count)
+    ]
+
+
+def arrays(dataset):
+    return list(dataset.as_numpy_iterator())
+
+
+def texts_of(dataset):
+    """What the targets say, a str for each row that has a weight."""
+    return [
+        TOKENIZER.detokenize(row)
+        for _, targets, weights in arrays(dataset)
+        for row, weight in zip(targets, weights, strict=True)
+        if weight.any()
+    ]
+
+
+def equal(a, b):
+    return len(a) == len(b) and all(
+        x.shape == y.shape and (x == y).all()
+        for x, y in zip(itertools.chain(*a), itertools.chain(*b), strict=True)
+    )
+
+
+# ---------------------------------------------------------- texts
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["ab", "", "c"],
+        (text for text in ["ab", "", "c"]),
+        [b"ab", "", b"c"],
+        np.array(["ab", "", "c"]),
+        tf.data.Dataset.from_tensor_slices(["ab", "", "c"]),
+    ],
+    ids=["list", "generator", "bytes", "array", "dataset"],
+)
+def test_texts_of_every_kind_become_a_dataset(texts):
+    assert arrays(text_dataset(texts)) == [b"ab", b"", b"c"]
+
+
+@pytest.mark.parametrize("wrap", [list, tf.data.Dataset.from_tensor_slices])
+def test_invalid_bytes_become_the_replacement_character(wrap):
+    assert arrays(text_dataset(wrap([b"a\xff"]))) == ["a\ufffd".encode()]
+
+
+def test_a_lone_surrogate_becomes_the_replacement_character():
+    (text,) = arrays(text_dataset(["a\ud800b"]))
+    assert text == "a\ufffdb".encode()
+
+
+def test_no_text_is_refused():
+    with pytest.raises(ValueError, match="at least one text"):
+        text_dataset([])
+
+
+@pytest.mark.parametrize("elements", [[1, 2], [["a"], ["b"]]])
+def test_a_dataset_of_other_things_is_refused(elements):
+    dataset = tf.data.Dataset.from_tensor_slices(elements)
+    with pytest.raises(ValueError, match="must hold scalar strings"):
+        text_dataset(dataset)
+
+
+@pytest.fixture
+def spills(monkeypatch, tmp_path):
+    """Texts go to a file in this folder."""
+    monkeypatch.setattr(pipeline, "MEMORY_BYTES", 100)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_many_texts_are_read_once_and_kept_in_a_file(spills):
+    texts = some_texts()
+    dataset = text_dataset(iter(texts))
+    assert len(list(spills.rglob("*.tfrecord"))) == 1
+    for _ in range(2):
+        assert [text.decode() for text in arrays(dataset)] == texts
+
+
+def test_the_file_goes_with_the_last_dataset_made_of_it(spills):
+    dataset = lines(iter(some_texts()), TOKENIZER, 4)
+    gc.collect()
+    assert list(spills.rglob("*.tfrecord"))
+    assert arrays(dataset)
+    del dataset
+    gc.collect()
+    # TensorFlow leaves files of its own in the folder.
+    assert not list(spills.rglob("*.tfrecord"))
+
+
+def test_the_file_goes_when_reading_fails(spills):
+    def texts():
+        yield from some_texts()
+        raise OSError("line 51 is gone")
+
+    with pytest.raises(OSError, match="line 51 is gone"):
+        text_dataset(texts())
+    assert not list(spills.rglob("*.tfrecord"))
+
+
+# ---------------------------------------------------------- split
+
+
+def sides(texts, fraction=0.3):
+    training, held_out = split(text_dataset(texts), fraction)
+    return [
+        [text.decode() for text in arrays(part)]
+        for part in (training, held_out)
+    ]
+
+
+def test_every_text_is_on_one_side_in_order():
+    texts = list(dict.fromkeys(some_texts(200)))
+    training, held_out = sides(texts)
+    assert [t for t in texts if t in set(training)] == training
+    assert [t for t in texts if t not in set(training)] == held_out
+    assert 0.2 < len(held_out) / len(texts) < 0.4
+
+
+def test_order_and_other_texts_move_no_text_across():
+    texts = some_texts(200)
+    _, held_out = sides(texts)
+    shuffled = random.Random(1).sample(texts, len(texts))
+    _, again = sides([*some_texts(20, 5), *shuffled, "one more"])
+    assert set(held_out) == set(again) & set(texts)
+
+
+def test_equal_texts_stay_together():
+    training, held_out = sides(some_texts(100, 3) * 3)
+    assert not set(training) & set(held_out)
+
+
+def test_a_larger_share_holds_the_smaller_one():
+    texts = some_texts(200)
+    assert set(sides(texts, 0.1)[1]) <= set(sides(texts, 0.4)[1])
+
+
+def test_nothing_held_out_is_everything_to_train_on():
+    texts = some_texts()
+    assert sides(texts, 0) == [texts, []]
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1, 1.5, float("nan")])
+def test_a_share_out_of_range_is_refused(fraction):
+    with pytest.raises(ValueError, match="`fraction` must be"):
+        split(text_dataset(["a"]), fraction)
+
+
+# ---------------------------------------------------------- lines
+
+
+def test_a_text_is_framed_by_eos():
+    dataset = lines(["abc"], TOKENIZER, 1, buckets=[6], training=False)
+    ((inputs, targets, weights),) = arrays(dataset)
+    assert inputs.tolist() == [[EOS, 1, 2, 3, 0, 0]]
+    assert targets.tolist() == [[1, 2, 3, EOS, 0, 0]]
+    assert weights.tolist() == [[1, 1, 1, 1, 0, 0]]
+    assert inputs.dtype == targets.dtype == np.int32
+    assert weights.dtype == np.float32
+
+
+def test_without_start_the_first_character_is_only_an_input():
+    dataset = lines(
+        ["abc"], TOKENIZER, 1, buckets=[5], start=False, training=False
+    )
+    ((inputs, targets, weights),) = arrays(dataset)
+    assert inputs.tolist() == [[1, 2, 3, 0, 0]]
+    assert targets.tolist() == [[2, 3, EOS, 0, 0]]
+    assert weights.tolist() == [[1, 1, 1, 0, 0]]
+
+
+@settings(max_examples=10)
+@given(st.lists(WORD, min_size=1, max_size=30), st.integers(1, 8))
+def test_evaluation_counts_every_character_once(texts, batch_size):
+    dataset = lines(texts, TOKENIZER, batch_size, training=False)
+    assert sorted(texts_of(dataset)) == sorted(texts)
+    batches = arrays(dataset)
+    assert sum(w.sum() for *_, w in batches) == sum(len(t) + 1 for t in texts)
+    for inputs, targets, weights in batches:
+        assert inputs.shape == targets.shape == weights.shape
+        assert len(inputs) == batch_size
+        assert ((weights == 1) == (targets != 0)).all()
+        assert (inputs[weights == 0] == 0).all()
+
+
+def test_batches_in_training_are_full():
+    dataset = lines(some_texts(50), TOKENIZER, 8)
+    for _, _, weights in arrays(dataset):
+        assert weights.any(axis=1).all()
+
+
+def test_widths_come_from_a_short_list():
+    dataset = lines(some_texts(500), TOKENIZER, 8)
+    widths = {inputs.shape[1] for inputs, *_ in arrays(dataset)}
+    assert 1 < len(widths) <= pipeline.MAX_BUCKETS
+
+
+def test_a_row_goes_to_the_narrowest_bucket_that_holds_it():
+    dataset = lines(
+        ["a", "abc", "abcd"], TOKENIZER, 1, buckets=[4, 8], training=False
+    )
+    assert [inputs.shape[1] for inputs, *_ in arrays(dataset)] == [4, 4, 8]
+
+
+def test_the_number_of_batches_is_known():
+    for training in (True, False):
+        dataset = lines(some_texts(77), TOKENIZER, 8, training=training)
+        assert dataset.cardinality() == len(arrays(dataset))
+
+
+@pytest.mark.parametrize("make", [lines, windows])
+def test_the_same_seed_gives_the_same_batches(make):
+    arguments = {"sequence_length": 10} if make is windows else {}
+    first, again, other = (
+        make(some_texts(), TOKENIZER, 4, seed=seed, **arguments)
+        for seed in (7, 7, 8)
+    )
+    first, again, other = arrays(first), arrays(again), arrays(other)
+    assert equal(first, again)
+    assert not equal(first, other)
+
+
+@pytest.mark.parametrize("make", [lines, windows])
+def test_every_epoch_has_its_own_order(make):
+    arguments = {"sequence_length": 10} if make is windows else {}
+    dataset = make(some_texts(), TOKENIZER, 1, **arguments)
+    first, second = arrays(dataset), arrays(dataset)
+    assert not equal(first, second)
+    if make is lines:
+        assert sorted(texts_of(dataset)) == sorted(some_texts())
+
+
+@pytest.mark.parametrize("make", [lines, windows])
+def test_evaluation_has_one_order(make):
+    dataset = make(some_texts(), TOKENIZER, 4, training=False)
+    assert equal(arrays(dataset), arrays(dataset))
+
+
+def test_rows_too_long_are_cut_and_nothing_is_lost():
+    text = "abcdefghij" * 3
+    dataset = lines([text, "ab"], TOKENIZER, 1, buckets=[8], training=False)
+    rows = [
+        (inputs[0], targets[0], weights[0])
+        for inputs, targets, weights in arrays(dataset)
+    ]
+    assert {len(inputs) for inputs, *_ in rows} == {8}
+    ids = np.concatenate([targets for _, targets, _ in rows[:4]])
+    assert TOKENIZER.detokenize(ids) == text
+    assert sum(weights.sum() for *_, weights in rows) == 31 + 3
+    # What a window ends on is what the next begins with.
+    for (_, targets, _), (inputs, _, _) in itertools.pairwise(rows[:4]):
+        assert targets[-1] == inputs[0]
+
+
+def test_unknown_characters_are_left_out_of_rows():
+    dataset = lines(["a?b", "??"], TOKENIZER, 2, training=False)
+    assert sorted(texts_of(dataset)) == ["", "ab"]
+
+
+def test_a_batch_larger_than_the_corpus_is_refused():
+    with pytest.raises(
+        ValueError, match=r"`batch_size` must be at most .* 3\. Received: 4"
+    ):
+        lines(["a", "b", "c"], TOKENIZER, 4)
+    with pytest.raises(ValueError, match="`batch_size` must be at most"):
+        windows(["abc"], TOKENIZER, 4, sequence_length=4)
+
+
+def test_evaluation_takes_a_batch_larger_than_the_corpus():
+    assert texts_of(lines(["abc"], TOKENIZER, 4, training=False)) == ["abc"]
+
+
+@pytest.mark.parametrize("buckets", [[], [8, 4], [4, 4], [0], [2.5]])
+def test_widths_that_do_not_ascend_are_refused(buckets):
+    with pytest.raises(ValueError, match="`buckets` must be"):
+        lines(["a"], TOKENIZER, 1, buckets=buckets)
+
+
+@pytest.mark.parametrize("make", [lines, windows])
+@pytest.mark.parametrize(
+    "name, value", [("batch_size", 0), ("batch_size", 1.5), ("seed", -1)]
+)
+def test_numbers_out_of_range_are_named(make, name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer"):
+        make(["a"], TOKENIZER, **{name: value})
+
+
+# ---------------------------------------------------------- buckets
+
+
+def test_widths_are_counted_with_the_first_eos():
+    dataset = text_dataset(["", "ab", "é" * 2, "abcd"])
+    assert count_widths(dataset).tolist() == [0, 1, 0, 2, 0, 1]
+    assert count_widths(dataset, start=False).tolist() == [1, 0, 2, 0, 1]
+
+
+def area(widths, buckets):
+    return sum(
+        count * min(b for b in buckets if b >= min(width, max(buckets)))
+        for width, count in enumerate(widths)
+    )
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=60).filter(any),
+    st.integers(1, 3),
+)
+def test_fitted_buckets_leave_the_least_padding(widths, most):
+    widths = np.array(widths)
+    choices = sorted({-(-max(w, 1) // 8) * 8 for w in np.flatnonzero(widths)})
+    best = min(
+        area(widths, [*some, choices[-1]])
+        for n in range(most)
+        for some in itertools.combinations(choices[:-1], n)
+    )
+    buckets = fit_buckets(widths, max_buckets=most)
+    assert buckets == sorted(set(buckets)) and len(buckets) <= most
+    assert area(widths, buckets) == best
+
+
+def test_every_bucket_fills_a_batch():
+    widths = np.bincount([1] * 3 + [20] * 10 + [40] * 2)
+    assert fit_buckets(widths, minimum=4) == [40]
+    assert fit_buckets(widths, minimum=3) == [8, 40]
+
+
+def test_no_bucket_is_wider_than_the_widest_batch():
+    assert fit_buckets(np.bincount([5, 900]), max_length=64)[-1] == 64
+
+
+# ---------------------------------------------------------- windows
+
+
+def stream_of(dataset):
+    """The ids that the windows go through, each target counted once."""
+    rows = [
+        (inputs[i], targets[i][weights[i] > 0])
+        for inputs, targets, weights in arrays(dataset)
+        for i in range(len(inputs))
+    ]
+    return [rows[0][0][0], *np.concatenate([targets for _, targets in rows])]
+
+
+@settings(max_examples=10)
+@given(
+    st.lists(WORD, min_size=1, max_size=10),
+    st.integers(1, 12),
+    st.integers(1, 4),
+)
+def test_windows_go_through_the_stream_once(texts, length, batch_size):
+    dataset = windows(
+        texts,
+        TOKENIZER,
+        batch_size,
+        sequence_length=length,
+        training=False,
+    )
+    stream = [EOS]
+    for text in texts:
+        stream += [*TOKENIZER.tokenize(text), EOS]
+    assert stream_of(dataset) == stream
+    assert {x.shape for batch in arrays(dataset) for x in batch} == {
+        (batch_size, length)
+    }
+    assert dataset.cardinality() == len(arrays(dataset))
+
+
+def test_pieces_of_one_text_are_joined_by_nothing():
+    dataset = windows(
+        ["ab", "c", "d"],
+        TOKENIZER,
+        1,
+        sequence_length=3,
+        joined=True,
+        training=False,
+    )
+    assert stream_of(dataset) == [EOS, 1, 2, 3, 4, EOS]
+
+
+def test_a_stream_may_begin_with_its_first_character():
+    dataset = windows(
+        ["ab"], TOKENIZER, 1, sequence_length=3, start=False, training=False
+    )
+    assert stream_of(dataset) == [1, 2, EOS]
+
+
+def test_windows_longer_than_a_block_of_texts_are_whole():
+    texts = ["ab"] * 3000
+    dataset = windows(texts, TOKENIZER, 1, sequence_length=5000, training=False)
+    assert stream_of(dataset) == [EOS, *[1, 2, EOS] * 3000]
+
+
+def test_a_window_without_length_is_refused():
+    with pytest.raises(ValueError, match="`sequence_length` must be"):
+        windows(["abc"], TOKENIZER, 1, sequence_length=0)
+
+
+# ---------------------------------------------------------- all of it
+
+
+@pytest.mark.parametrize("make", [lines, windows])
+def test_no_python_runs_between_texts_and_batches(make):
+    dataset = make(some_texts(), TOKENIZER, 4)
+    graph = tf.raw_ops.DatasetToGraphV2(
+        input_dataset=dataset._variant_tensor
+    ).numpy()
+    assert b"UnicodeDecode" in graph
+    assert b"PyFunc" not in graph
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("make", [lines, windows])
+def test_one_dataset_trains_under_every_backend(make):
+    from keras_chargen import CharRNN
+
+    model = CharRNN(TOKENIZER, units=8)
+    model.compile()
+    arguments = {lines: {"buckets": [32]}, windows: {"sequence_length": 16}}
+    arguments = arguments[make]
+    history = model.fit(
+        make(some_texts(200), TOKENIZER, 8, **arguments),
+        validation_data=make(
+            some_texts(20), TOKENIZER, 8, training=False, **arguments
+        ),
+        epochs=3,
+        shuffle=False,
+        verbose=0,
+    ).history
+    assert history["loss"][2] < history["loss"][0]
+    assert history["val_bits_per_character"][2] < np.log2(29)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_tensorflow_claims_a_gpu_only_as_the_backend(backend):
+    # The session of a backend need not have the others installed.
+    if backend != keras.backend.backend():
+        pytest.importorskip(backend)
+    source = """
+import keras, tensorflow as tf
+calls = []
+tf.config.set_visible_devices = lambda *args: calls.append(args)
+import keras_chargen.pipeline
+print(calls)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", source],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = [] if backend == "tensorflow" else [([], "GPU")]
+    assert result.stdout.strip() == str(expected)
