@@ -1,0 +1,404 @@
+"""The loop writes what the model says, at any place, in any company."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_chargen import CharRNN, CharTokenizer, Sampler, generation
+from keras_chargen.tokenizer import pad
+
+WORD = "characters"
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz ,."
+PROMPTS = ["a", "the cat", "", "in, and out again. "]
+
+
+class Speller:
+    """Writes on along a word; it needs no Keras model."""
+
+    def __init__(self, word=WORD, oov="drop"):
+        self.tokenizer = CharTokenizer([*dict.fromkeys(word)], oov=oov)
+        ids = self.tokenizer.tokenize(word)
+        self.table = np.append(ids, self.tokenizer.eos_id).astype("int32")
+        self.steps = 0
+
+    def initial_state(self, batch_size):
+        return (ops.zeros((batch_size,), "int32"),)
+
+    def step(self, ids, state):
+        """The state counts what was read since the first `<eos>`."""
+        self.steps += 1
+        (place,) = state
+        following = ops.take(self.table, ops.minimum(place, len(WORD)))
+        logits = ops.one_hot(following, self.tokenizer.vocabulary_size())
+        return 5 * logits, (place + 1,)
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(1)
+    model = CharRNN(CharTokenizer([*CHARACTERS], oov="unk"), units=12)
+    # Sharper than a fresh model, so that no tie decides.
+    model.set_weights([3 * weight for weight in model.get_weights()])
+    return model
+
+
+def copy(model):
+    """The same model, with nothing compiled."""
+    twin = CharRNN.from_config(model.get_config())
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+def step_by_step(model, prompt, length, choose):
+    """What the loop must write, one character at a time on the host."""
+    tokenizer = model.tokenizer
+    ids = [tokenizer.eos_id, *tokenizer.tokenize(prompt)]
+    state = model.initial_state(1)
+    for i in ids:
+        logits, state = model.step(ops.convert_to_tensor([i]), state)
+    written = []
+    for _ in range(length):
+        values = ops.convert_to_numpy(logits)[0].astype("float64")
+        values[~tokenizer.writable()] = -np.inf
+        i = choose(values)
+        if i == tokenizer.eos_id:
+            break
+        written.append(i)
+        logits, state = model.step(
+            ops.convert_to_tensor(np.array([i], "int32")), state
+        )
+    return prompt + tokenizer.detokenize(written)
+
+
+# ---------------------------------------------------------- what is written
+
+
+def test_a_speller_spells_and_stops_at_eos():
+    assert generation.generate(Speller(), "", 50) == WORD
+
+
+def test_the_prompt_is_read_and_the_rest_is_written():
+    assert generation.generate(Speller(), "char", 50) == WORD
+    assert generation.generate(Speller(), "char", 50, echo=False) == "acters"
+
+
+def test_no_more_is_written_than_allowed():
+    assert generation.generate(Speller(), "ch", 3) == "chara"
+
+
+def test_nothing_is_written_where_nothing_may_be():
+    speller = Speller()
+    assert generation.generate(speller, ["ch", ""], 0) == ["ch", ""]
+    assert speller.steps == 0
+
+
+def test_a_whole_word_as_prompt_ends_at_once():
+    assert generation.generate(Speller(), WORD, 9) == WORD
+
+
+@pytest.mark.parametrize("stretch", [1, 3, 256])
+def test_greedy_text_is_that_of_step_by_step(model, monkeypatch, stretch):
+    monkeypatch.setattr(generation, "STRETCH", stretch)
+    model = copy(model)
+    expected = [step_by_step(model, p, 30, np.argmax) for p in PROMPTS]
+    assert model.generate(PROMPTS, 30) == expected
+
+
+def test_text_longer_than_a_stretch_is_that_of_step_by_step(model):
+    length = generation.STRETCH + 40
+    expected = step_by_step(model, "a", length, np.argmax)
+    assert model.generate("a", length) == expected
+
+
+def test_greedy_text_is_that_of_reading_the_whole_prefix_again(model):
+    text = model.generate("the ", 20)
+    ids = [model.tokenizer.eos_id, *model.tokenizer.tokenize("the ")]
+    for character in text[4:]:
+        logits = read(model, ids)
+        logits[~model.tokenizer.writable()] = -np.inf
+        ids.append(int(logits.argmax()))
+        assert model.tokenizer.detokenize([ids[-1]]) == character
+
+
+def read(model, ids):
+    """The logits after the last of `ids`, by the layers over a sequence."""
+    inputs = pad([np.array(ids, "int32")])
+    logits, _ = model.call_with_state(
+        ops.convert_to_tensor(inputs), model.initial_state(1)
+    )
+    return np.array(ops.convert_to_numpy(logits)[0, -1])
+
+
+def test_sampled_text_inverts_the_distribution_with_the_numbers_of_the_seed(
+    model,
+):
+    draws = np.random.Generator(
+        np.random.Philox(key=np.array([5, 0], "uint64"))
+    )
+
+    def choose(logits):
+        number = draws.integers(0, 1 << 24, 1, dtype="uint32")[0] / (1 << 24)
+        weights = np.exp((logits - logits.max()) / 0.7)
+        ends = np.cumsum(weights / weights.sum())
+        return int(np.searchsorted(ends, number, side="right"))
+
+    expected = step_by_step(model, "the ", 40, choose)
+    text = model.generate("the ", 40, sampler="random", temperature=0.7, seed=5)
+    assert text == expected
+
+
+# ---------------------------------------------------------- shapes of results
+
+
+def test_a_str_gives_a_str_and_a_list_a_list(model):
+    assert isinstance(model.generate("a", 3), str)
+    assert isinstance(model.generate(["a"], 3), list)
+    assert model.generate([], 3) == []
+
+
+def test_several_samples_give_a_list_for_each_prompt(model):
+    texts = model.generate(
+        ["a", "b"], 8, sampler="random", num_samples=3, seed=1
+    )
+    assert [len(row) for row in texts] == [3, 3]
+    assert len({text for row in texts for text in row}) == 6
+    alone = model.generate("a", 8, sampler="random", num_samples=3, seed=1)
+    assert alone == texts[0]
+
+
+# ---------------------------------------------------------- company
+
+
+def test_a_row_does_not_depend_on_its_company(model):
+    arguments = {"sampler": "random", "max_new_tokens": 30}
+    seeds = [3, 4, 5, 6]
+    together = model.generate(PROMPTS, seed=seeds, **arguments)
+    for i, (prompt, text) in enumerate(zip(PROMPTS, together, strict=True)):
+        assert model.generate([prompt], seed=[seeds[i]], **arguments) == [text]
+    assert (
+        model.generate(PROMPTS[:3], seed=seeds[:3], **arguments)
+        == (together[:3])
+    )
+
+
+def test_rows_beyond_a_batch_are_written_in_turn(model, monkeypatch):
+    arguments = {"sampler": "random", "max_new_tokens": 12, "seed": 2}
+    whole = model.generate(PROMPTS, **arguments)
+    monkeypatch.setattr(generation, "MAX_ROWS", 3)
+    assert model.generate(PROMPTS, **arguments) == whole
+
+
+# ---------------------------------------------------------- seeds
+
+
+def test_a_seed_gives_one_text_and_another_seed_another(model):
+    one, again, other = (
+        model.generate("a", 30, sampler="random", seed=seed)
+        for seed in (1, 1, 2)
+    )
+    assert one == again != other
+
+
+def test_without_a_seed_every_text_is_new(model):
+    texts = {model.generate("a", 30, sampler="random") for _ in range(3)}
+    assert len(texts) == 3
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True, "1", 1 << 64, [1, -1]])
+def test_a_seed_out_of_range_is_refused(model, seed):
+    with pytest.raises(ValueError, match="`seed` must be"):
+        model.generate(["a", "b"], 3, seed=seed)
+
+
+def test_seeds_are_as_many_as_prompts(model):
+    with pytest.raises(ValueError, match=r"one a prompt\. Received 1 for 2"):
+        model.generate(["a", "b"], 3, seed=[1])
+
+
+# ---------------------------------------------------------- stop strings
+
+
+@pytest.mark.parametrize("stretch", [1, 256])
+def test_a_stop_string_ends_the_text_and_is_cut(monkeypatch, stretch):
+    monkeypatch.setattr(generation, "STRETCH", stretch)
+    assert generation.generate(Speller(), "", 50, stop="ract") == "cha"
+    stops = ["ters", "arac", "q"]
+    assert generation.generate(Speller(), "", 50, stop=stops) == "ch"
+
+
+def test_a_stop_string_of_the_prompt_stops_nothing():
+    assert generation.generate(Speller(), "char", 50, stop="ar") == WORD
+    assert generation.generate(Speller(), "char", 50, stop="ra") == WORD
+
+
+def test_each_row_stops_by_itself(model):
+    whole = model.generate(PROMPTS, 30, sampler="random", seed=1, echo=False)
+    texts = model.generate(
+        PROMPTS, 30, sampler="random", seed=1, echo=False, stop=["a", "e"]
+    )
+    for text, full in zip(texts, whole, strict=True):
+        ends = [full.find(stop) for stop in "ae" if stop in full]
+        assert text == full[: min(ends, default=len(full))]
+
+
+@pytest.mark.parametrize("stop", ["", [""], ["a", 1], [b"a"]])
+def test_what_is_no_stop_string_is_refused(model, stop):
+    # An empty str alone means none, as an empty list does.
+    if stop == "":
+        stop = [stop]
+    with pytest.raises(ValueError, match="`stop` must be non-empty"):
+        model.generate("a", 3, stop=stop)
+
+
+# ---------------------------------------------------------- never written
+
+
+@pytest.mark.parametrize("temperature", [0, 1, 1e6])
+def test_padding_and_the_unknown_id_are_never_written(model, temperature):
+    keen = copy(model)
+    kernel, bias = keen.get_layer("logits").get_weights()
+    bias[[0, keen.tokenizer.unknown_id]] = 1e4
+    keen.get_layer("logits").set_weights([kernel, bias])
+    texts = keen.generate(
+        ["a"] * 16,
+        60,
+        sampler="random",
+        temperature=temperature,
+        seed=0,
+        echo=False,
+    )
+    assert any(texts)
+    assert set("".join(texts)) <= set(CHARACTERS)
+
+
+# ---------------------------------------------------------- prompts
+
+
+@pytest.mark.parametrize("oov, read", [("drop", "ab"), ("unk", "a\ufffdb")])
+def test_unknown_characters_of_a_prompt_stay_in_the_text(oov, read):
+    speller = Speller("characters", oov=oov)
+    ids = generation._Decoder(speller, Sampler("greedy"), 3, []).prompt_ids(
+        "a?c"
+    )
+    assert len(ids) == (3 if oov == "drop" else 4)
+    assert generation.generate(speller, "?", 0) == "?"
+    assert generation.generate(speller, "?", 3).startswith("?")
+
+
+def test_unknown_characters_are_refused_where_they_are_an_error():
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        generation.generate(Speller(oov="error"), "a?c", 3)
+
+
+@pytest.mark.parametrize("prompts", [None, 3, [3], [b"a"], [None]])
+def test_what_is_no_prompt_is_refused(model, prompts):
+    with pytest.raises(ValueError, match="`prompts` must"):
+        model.generate(prompts, 3)
+
+
+def test_a_model_without_start_needs_a_character():
+    model = CharRNN(CharTokenizer([*"ab"]), units=4, start=False)
+    assert model.generate("a", 5).startswith("a")
+    for prompt in ("", "?"):
+        with pytest.raises(ValueError, match="cannot write from nothing"):
+            model.generate(prompt, 5)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("max_new_tokens", -1), ("max_new_tokens", 2.5), ("num_samples", 0)],
+)
+def test_numbers_out_of_range_are_named(model, name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer"):
+        model.generate("a", **{name: value})
+
+
+@pytest.mark.parametrize("temperature", [float("inf"), -1, float("nan")])
+def test_a_temperature_out_of_range_is_refused(model, temperature):
+    with pytest.raises(ValueError, match="`temperature` must be"):
+        model.generate("a", 3, sampler="random", temperature=temperature)
+
+
+# ---------------------------------------------------------- streaming
+
+
+@pytest.mark.parametrize("stop", [None, "an", ["e", "th"]])
+@pytest.mark.parametrize("prompt", ["", "the cat "])
+def test_the_pieces_of_a_stream_are_the_text(model, prompt, stop):
+    arguments = {"sampler": "random", "seed": 3, "stop": stop}
+    pieces = list(model.stream(prompt, 90, **arguments))
+    assert all(pieces)
+    assert "".join(pieces) == model.generate(prompt, 90, **arguments)
+
+
+def test_a_stream_comes_in_pieces():
+    pieces = list(generation.stream(Speller(), "", 50, echo=False))
+    assert "".join(pieces) == WORD
+    long = Speller("characters" * 5)
+    assert next(generation.stream(long, "char", 3)) == "char"
+
+
+def test_a_stream_that_is_closed_works_no_further(model):
+    stream = model.stream("a", 10_000, sampler="random", seed=0)
+    next(stream)
+    next(stream)
+    stream.close()
+    assert list(stream) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"prompt": ["a"]},
+        {"prompt": "a", "max_new_tokens": -1},
+        {"prompt": "a", "sampler": "x"},
+        {"prompt": "a", "seed": -1},
+        {"prompt": "a", "stop": [""]},
+    ],
+)
+def test_a_stream_refuses_at_the_call(model, arguments):
+    with pytest.raises(ValueError, match="must be"):
+        model.stream(**arguments)
+
+
+# ---------------------------------------------------------- cost
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() not in ("jax", "tensorflow", "openvino"),
+    reason="runs step by step",
+)
+def test_numbers_lengths_and_seeds_compile_nothing():
+    speller = Speller()
+    generation.generate(speller, ["", "char"], 50, sampler="random")
+    traced = speller.steps
+    for temperature, length, prompt in ((0.5, 9, "c"), (2, 700, "charac")):
+        generation.generate(
+            speller,
+            [prompt, ""],
+            length,
+            sampler="random",
+            temperature=temperature,
+            seed=length,
+        )
+    assert speller.steps == traced
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() not in ("numpy", "torch"),
+    reason="compiled code is not entered step by step",
+)
+def test_each_character_costs_one_step():
+    speller = Speller()
+    generation.generate(speller, "char", 50)
+    # `<eos>`, the word, and none for the `<eos>` at its end.
+    assert speller.steps == len(WORD) + 1
+
+
+def test_new_weights_are_seen_by_compiled_code(model):
+    changing = copy(model)
+    before = changing.generate("a", 20)
+    changing.set_weights([-3 * weight for weight in model.get_weights()])
+    after = changing.generate("a", 20)
+    assert after == copy(changing).generate("a", 20) != before
