@@ -27,7 +27,7 @@ def compile_function(function, variables=()):
     Args:
         function: Takes and returns (nested) tensors, written in `keras.ops`.
         variables: The Keras variables that it reads. Their values may change
-            between calls without a new compilation.
+            between calls; only OpenVINO compiles anew for it.
 
     Returns:
         A callable that takes NumPy arrays or backend tensors, nested as
@@ -39,7 +39,7 @@ def compile_function(function, variables=()):
     if backend == "tensorflow":
         return _compile_tensorflow(function)
     if backend == "openvino":
-        return _compile_openvino(function)
+        return _compile_openvino(function, variables)
     return _eager(function)
 
 
@@ -131,7 +131,7 @@ def _eager(function):
     return run
 
 
-def _compile_openvino(function):
+def _compile_openvino(function, variables):
     import openvino
     import openvino.opset15 as opset
     from keras.src.backend.openvino.core import (
@@ -140,6 +140,8 @@ def _compile_openvino(function):
     )
 
     programs = {}
+    # Weights are constants of a program, which makes it fast.
+    weights = []
 
     def build(args):
         flat = keras.tree.flatten(args)
@@ -172,6 +174,10 @@ def _compile_openvino(function):
         args = keras.tree.map_structure(np.asarray, args)
         flat = keras.tree.flatten(args)
         key = tuple((x.shape, str(x.dtype)) for x in flat)
+        values = [variable.value for variable in variables]
+        if list(map(id, values)) != list(map(id, weights)):
+            programs.clear()
+            weights[:] = values
         if key not in programs:
             programs[key] = build(args)
         program, structure = programs[key]
