@@ -242,12 +242,12 @@ class BitsPerCharacter(keras.metrics.Metric):
         weights = _weights(y_true, sample_weight, self.dtype)
         nats = ops.cast(surprisal(y_true, y_pred), self.dtype)
         # where, for 0 times an infinite surprisal is NaN.
-        nats = ops.where(weights > 0, nats * weights, ops.zeros_like(nats))
+        nats = ops.where(weights > 0, nats, ops.zeros_like(nats)) * weights
         self.bits.assign_add(ops.sum(nats) / math.log(2))
         self.characters.assign_add(ops.sum(weights))
 
     def result(self):
-        return ops.divide_no_nan(self.bits, self.characters)
+        return self.bits / ops.maximum(self.characters, 1e-7)
 
 
 @keras.saving.register_keras_serializable(package="keras_chargen")

@@ -1,0 +1,120 @@
+"""Compiled functions give what they give eagerly, and see new values."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_chargen.compilation import (
+    compile_function,
+    compile_scan,
+    trains_with_xla,
+)
+
+BACKEND = keras.backend.backend()
+
+
+def arrays(nested):
+    return keras.tree.map_structure(ops.convert_to_numpy, nested)
+
+
+def test_nested_arguments_give_nested_results():
+    run = compile_function(lambda a, b: {"sum": a + b["x"], "pair": (a, a)})
+    x = np.array([1.0, 2.0], "float32")
+    result = arrays(run(x, {"x": 3 * x}))
+    assert result["sum"].tolist() == [4, 8]
+    assert [part.tolist() for part in result["pair"]] == [[1, 2], [1, 2]]
+
+
+def test_results_can_be_arguments_again():
+    run = compile_function(lambda a: (a + 1,))
+    (a,) = run(np.zeros(2, "float32"))
+    (a,) = run(a)
+    assert arrays(a).tolist() == [2, 2]
+
+
+def test_every_shape_is_served():
+    run = compile_function(lambda a: ops.sum(a) + 0 * a)
+    for size in (1, 3, 2, 3):
+        result = arrays(run(np.ones(size, "float32")))
+        assert result.tolist() == [size] * size
+
+
+def test_new_values_of_variables_are_seen():
+    variable = keras.Variable(np.ones(2, "float32"))
+    run = compile_function(lambda a: a * variable, [variable])
+    x = np.array([3.0, 4.0], "float32")
+    assert arrays(run(x)).tolist() == [3, 4]
+    variable.assign(np.array([2.0, 5.0], "float32"))
+    assert arrays(run(x)).tolist() == [6, 20]
+
+
+@pytest.mark.skipif(BACKEND not in ("jax", "tensorflow"), reason="is eager")
+def test_one_shape_is_traced_once():
+    traces = []
+
+    def function(a):
+        traces.append(a)
+        return a + 1
+
+    run = compile_function(function)
+    for value in range(3):
+        run(np.full(2, value, "float32"))
+    assert len(traces) == 1
+
+
+def count_up(carry, x):
+    """Adds inputs up; stops when the sum of row 0 reaches its bound."""
+    total = carry["total"] + x["add"]
+    y = ops.cast(total, "int32")
+    return {**carry, "total": total}, y, total[0] >= carry["bound"]
+
+
+def run_scan(scan, limit, bound=1e9, rows=6):
+    xs = {"add": np.ones((rows, 2), "float32") * [[1, 10]]}
+    carry = {
+        "total": np.zeros(2, "float32"),
+        "bound": np.float32(bound),
+    }
+    xs = {"add": xs["add"].astype("float32")}
+    carry, ys = scan(carry, xs, np.int32(limit))
+    return arrays(carry)["total"].tolist(), np.asarray(arrays(ys))
+
+
+def test_a_scan_carries_on_and_collects():
+    total, ys = run_scan(compile_scan(count_up), limit=6)
+    assert total == [6, 60]
+    assert ys[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert ys.dtype == np.int32
+
+
+def test_a_scan_ends_at_its_limit():
+    total, ys = run_scan(compile_scan(count_up), limit=2)
+    assert total == [2, 20]
+    assert ys[:2, 1].tolist() == [10, 20]
+
+
+def test_a_scan_ends_where_the_body_says():
+    total, ys = run_scan(compile_scan(count_up), limit=6, bound=3)
+    assert total == [3, 30]
+    assert ys[:3, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.skipif(BACKEND not in ("jax", "tensorflow"), reason="is eager")
+def test_another_limit_is_no_other_program():
+    traces = []
+
+    def body(carry, x):
+        traces.append(x)
+        return count_up(carry, x)
+
+    scan = compile_scan(body)
+    run_scan(scan, limit=6)
+    traced = len(traces)
+    for limit in (1, 4):
+        run_scan(scan, limit=limit, bound=limit)
+    assert len(traces) == traced
+
+
+def test_only_jax_trains_with_xla():
+    assert trains_with_xla() == (BACKEND == "jax")
