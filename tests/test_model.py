@@ -1,0 +1,348 @@
+"""The model: its shape, its steps, what it refuses, what GPUs ask of it."""
+
+import io
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_chargen import CharRNN, CharTokenizer
+from keras_chargen.compilation import compile_function
+
+BACKEND = keras.backend.backend()
+CELLS = ["lstm", "gru", "simple"]
+SHAPES = [
+    {"cell": cell, "num_layers": layers, "embedding_dim": embedding}
+    for cell in CELLS
+    for layers in (1, 2)
+    for embedding in (None, 5)
+]
+
+
+def make(size=10, **arguments):
+    keras.utils.set_random_seed(3)
+    tokenizer = CharTokenizer([chr(97 + i) for i in range(size)])
+    return CharRNN(tokenizer, **{"units": 8, **arguments})
+
+
+def some_ids(rows=3, steps=9, size=10):
+    random = np.random.default_rng(0)
+    return random.integers(1, size + 2, (rows, steps)).astype("int32")
+
+
+def initial(model, rows):
+    return keras.tree.map_structure(
+        ops.convert_to_numpy, model.initial_state(rows)
+    )
+
+
+def logits_of(model, ids):
+    """The logits of `model(ids)`; OpenVINO runs the compiled form alone."""
+    if BACKEND != "openvino":
+        return ops.convert_to_numpy(model(ids))
+    run = compile_function(model.call_with_state, model.variables)
+    return ops.convert_to_numpy(run(ids, initial(model, len(ids)))[0])
+
+
+def close(a, b, atol=1e-5):
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(a), ops.convert_to_numpy(b), atol=atol
+    )
+
+
+# ---------------------------------------------------------- shape
+
+
+@pytest.mark.parametrize(
+    "arguments, count",
+    [
+        ({}, 109_056 + 10_836),
+        ({"num_layers": 2}, 109_056 + 131_584 + 10_836),
+        ({"cell": "gru"}, 82_176 + 10_836),
+        ({"cell": "simple"}, 27_264 + 10_836),
+        ({"embedding_dim": 16}, 84 * 16 + 74_240 + 10_836),
+    ],
+    ids=str,
+)
+def test_a_model_over_84_ids_has_as_many_parameters(arguments, count):
+    assert make(82, units=128, **arguments).count_params() == count
+
+
+def test_the_summary_lists_the_layers():
+    text = io.StringIO()
+    make(num_layers=2, dropout=0.1).summary(
+        print_fn=lambda line, **_: text.write(line)
+    )
+    for name in ("ids", "one_hot", "lstm_1", "lstm_2", "dropout_2", "logits"):
+        assert name in text.getvalue()
+
+
+def test_logits_are_float32_for_every_id():
+    logits = make()(some_ids())
+    assert tuple(logits.shape) == (3, 9, 12)
+    assert keras.backend.standardize_dtype(logits.dtype) == "float32"
+
+
+def test_the_state_is_two_tensors_a_layer_for_lstm_and_one_for_others():
+    for cell, count in (("lstm", 2), ("gru", 1), ("simple", 1)):
+        state = make(cell=cell, num_layers=3).initial_state(4)
+        assert [len(layer) for layer in state] == [count] * 3
+        for tensor in keras.tree.flatten(state):
+            assert tuple(tensor.shape) == (4, 8)
+            assert not ops.convert_to_numpy(tensor).any()
+
+
+# ---------------------------------------------------------- steps
+
+
+@pytest.mark.parametrize("arguments", SHAPES, ids=str)
+def test_step_by_step_gives_the_logits_of_a_call_at_every_position(arguments):
+    model, ids = make(**arguments), some_ids()
+    expected = logits_of(model, ids)
+    step, state = compile_function(model.step, model.variables), None
+    state = initial(model, 3)
+    for place in range(ids.shape[1]):
+        logits, state = step(ids[:, place], state)
+        close(logits, expected[:, place])
+
+
+@pytest.mark.parametrize("arguments", SHAPES[::3], ids=str)
+def test_reading_in_parts_is_reading_at_once(arguments):
+    model, ids = make(**arguments), some_ids()
+    run = compile_function(model.call_with_state, model.variables)
+    whole, end = run(ids, initial(model, 3))
+    first, state = run(ids[:, :4], initial(model, 3))
+    second, state = run(ids[:, 4:], state)
+    close(
+        np.concatenate(
+            [ops.convert_to_numpy(first), ops.convert_to_numpy(second)], 1
+        ),
+        whole,
+    )
+    keras.tree.map_structure(close, state, end)
+
+
+def test_what_comes_later_changes_no_earlier_logits():
+    model, ids = make(num_layers=2), some_ids()
+    other = ids.copy()
+    other[:, 5:] = 1
+    close(logits_of(model, ids)[:, :5], logits_of(model, other)[:, :5])
+
+
+def test_padding_changes_nothing_before_it():
+    model, ids = make(), some_ids()
+    padded = np.pad(ids, [(0, 0), (0, 4)])
+    close(logits_of(model, padded)[:, :9], logits_of(model, ids))
+
+
+@pytest.mark.skipif(BACKEND == "openvino", reason="does not train")
+def test_dropout_acts_in_training_alone():
+    model, ids = make(dropout=0.5), some_ids()
+    close(model(ids), model(ids))
+    difference = ops.convert_to_numpy(model(ids, training=True) - model(ids))
+    assert np.abs(difference).max() > 1e-3
+    plain = make()
+    plain.set_weights(model.get_weights()[: len(plain.get_weights())])
+    logits, _ = model.step(ids[:, 0], model.initial_state(3))
+    close(logits, model(ids)[:, 0])
+
+
+# ---------------------------------------------------------- fused kernels
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_recurrent_layers_are_what_the_fused_kernels_want(cell):
+    model = make(cell=cell, num_layers=2, dropout=0.3)
+    for i in (1, 2):
+        layer = model.get_layer(f"{cell}_{i}")
+        assert layer.activation is keras.activations.tanh
+        assert layer.recurrent_activation is keras.activations.sigmoid
+        assert layer.use_bias and not layer.unroll
+        assert layer.dropout == layer.recurrent_dropout == 0
+        assert layer.use_cudnn == "auto" and not layer.stateful
+        assert not layer.go_backwards
+        if cell == "gru":
+            assert layer.reset_after
+
+
+@pytest.mark.parametrize("embedding_dim", [None, 4])
+def test_no_mask_reaches_a_recurrent_layer(embedding_dim, monkeypatch):
+    model = make(num_layers=2, embedding_dim=embedding_dim)
+    masks = []
+    for i in (1, 2):
+        layer = model.get_layer(f"lstm_{i}")
+        loop = layer.inner_loop
+
+        def spy(sequences, initial_state, mask, training=False, loop=loop):
+            masks.append(mask)
+            return loop(sequences, initial_state, mask, training)
+
+        monkeypatch.setattr(layer, "inner_loop", spy)
+    model(np.pad(some_ids(), [(0, 0), (0, 3)]))
+    assert masks == [None, None]
+
+
+@pytest.mark.skipif(BACKEND not in ("tensorflow", "jax"), reason="not theirs")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_call_takes_the_path_of_the_fused_kernels(cell, monkeypatch):
+    # On a GPU Keras hands over to cuDNN in this function.
+    module = keras.src.backend
+    calls, original = [], getattr(module, cell)
+    monkeypatch.setattr(
+        module,
+        cell,
+        lambda *args, **kwargs: (
+            calls.append((args[-1], kwargs)),
+            original(*args, **kwargs),
+        )[1],
+    )
+    make(cell=cell)(some_ids())
+    ((mask, arguments),) = calls
+    assert mask is None
+    assert arguments["unroll"] is False
+    assert arguments["return_sequences"] is True
+
+
+# ---------------------------------------------------------- config
+
+
+@pytest.mark.parametrize("arguments", [*SHAPES[:2], {"dropout": 0.2}], ids=str)
+def test_a_config_in_json_gives_the_model_back(arguments):
+    model = make(start=False, **arguments)
+    saved = json.dumps(keras.saving.serialize_keras_object(model))
+    twin = keras.saving.deserialize_keras_object(json.loads(saved))
+    twin.set_weights(model.get_weights())
+    assert twin.get_config() == model.get_config()
+    assert twin.tokenizer.characters == model.tokenizer.characters
+    assert twin.start is False
+    close(logits_of(twin, some_ids()), logits_of(model, some_ids()))
+
+
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+@pytest.mark.skipif(
+    BACKEND in ("numpy", "openvino"), reason="computes in float32"
+)
+def test_half_precision_is_kept_and_logits_stay_float32(half):
+    model = make(dtype=f"mixed_{half}")
+    twin = CharRNN.from_config(model.get_config())
+    for each in (model, twin):
+        assert each.get_layer("lstm_1").compute_dtype == half
+        logits = each(some_ids())
+        assert keras.backend.standardize_dtype(logits.dtype) == "float32"
+        state = each.initial_state(3)
+        logits, following = each.step(ops.convert_to_tensor([1, 2, 3]), state)
+        assert keras.backend.standardize_dtype(logits.dtype) == "float32"
+        for a, b in zip(
+            *map(keras.tree.flatten, (state, following)), strict=True
+        ):
+            assert a.dtype == b.dtype
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("cell", "rnn"),
+        ("units", 0),
+        ("units", 2.5),
+        ("num_layers", 0),
+        ("embedding_dim", 0),
+        ("dropout", -0.1),
+        ("dropout", 1),
+        ("tokenizer", None),
+    ],
+)
+def test_an_argument_out_of_range_is_named_in_one_line(name, value):
+    arguments = {"tokenizer": CharTokenizer(["a"]), name: value}
+    with pytest.raises(ValueError, match=f"`{name}` must be") as error:
+        CharRNN(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_without_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="Call `adapt"):
+        CharRNN(CharTokenizer())
+
+
+# ---------------------------------------------------------- training
+
+
+def a_batch():
+    ids = np.pad(some_ids(8, 10), [(0, 0), (0, 3)])
+    ids[2, 4:] = 0
+    return ids[:, :-1], ids[:, 1:], (ids[:, 1:] > 0).astype("float32")
+
+
+@pytest.mark.trains
+def test_the_loss_is_the_mean_over_the_characters_that_count():
+    model = make()
+    model.compile()
+    inputs, targets, weights = a_batch()
+    logits = logits_of(model, inputs).astype("float64")
+    nats = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(
+        logits, targets[..., None], -1
+    ).squeeze(-1)
+    expected = (nats * weights).sum() / weights.sum()
+    logs = model.evaluate(
+        inputs, targets, 8, sample_weight=weights, verbose=0, return_dict=True
+    )
+    assert logs["loss"] == pytest.approx(expected, rel=1e-5)
+    assert logs["bits_per_character"] == pytest.approx(
+        expected / np.log(2), rel=1e-5
+    )
+
+
+@pytest.mark.trains
+def test_keras_callbacks_work(tmp_path):
+    model = make(num_layers=2, dropout=0.1)
+    model.compile()
+    inputs, targets, weights = a_batch()
+    history = model.fit(
+        inputs,
+        targets,
+        sample_weight=weights,
+        validation_data=(inputs, targets, weights),
+        epochs=6,
+        verbose=0,
+        callbacks=[
+            keras.callbacks.ModelCheckpoint(
+                tmp_path / "best.keras",
+                monitor="val_bits_per_character",
+                mode="min",
+                save_best_only=True,
+            ),
+            keras.callbacks.EarlyStopping("val_loss", patience=3),
+        ],
+    ).history
+    assert history["loss"][-1] < history["loss"][0]
+    best = keras.saving.load_model(tmp_path / "best.keras")
+    close(best(inputs), model(inputs), atol=1e-4)
+
+
+@pytest.mark.trains
+def test_every_default_of_compile_can_be_replaced():
+    model = make()
+    model.compile(
+        optimizer=keras.optimizers.SGD(0.1),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        weighted_metrics=[],
+        jit_compile=False,
+    )
+    assert isinstance(model.optimizer, keras.optimizers.SGD)
+    assert model.jit_compile is False
+
+
+@pytest.mark.trains
+def test_a_loaded_model_trains_on_as_the_saved_one(tmp_path):
+    model = make()
+    model.compile(optimizer=keras.optimizers.Adam(0.01))
+    inputs, targets, weights = a_batch()
+    batch = {"x": inputs, "y": targets, "sample_weight": weights}
+    model.train_on_batch(**batch)
+    model.save(tmp_path / "model.keras")
+    twin = keras.saving.load_model(tmp_path / "model.keras")
+    for each in (model, twin):
+        each.train_on_batch(**batch)
+    for a, b in zip(model.get_weights(), twin.get_weights(), strict=True):
+        close(a, b, atol=1e-6)
