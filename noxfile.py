@@ -148,8 +148,8 @@ def inference(session, backend):
 @nox.parametrize("backend", TRAINING, ids=TRAINING)
 def tests(session, backend):
     """All tests but those that compare backends."""
-    extra = "" if backend == "tensorflow" else f"[{backend}]"
-    install(session, "-e", f".{extra}", *TEST)
+    extra = "" if backend == "tensorflow" else f",{backend}"
+    install(session, "-e", f".[tensorboard{extra}]", *TEST)
     run_pytest(session, backend, "--ignore=tests/agreement")
 
 

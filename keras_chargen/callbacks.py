@@ -1,5 +1,6 @@
 """What watches training."""
 
+import importlib.util
 import signal
 import sys
 import threading
@@ -26,7 +27,8 @@ class SampleText(keras.callbacks.Callback):
         known: Optional container of str, such as the set of the training
             texts: a sample that is in it is marked as a copy.
         file: Optional path: samples are added to it as UTF-8 text.
-        log_dir: Optional path of a TensorBoard folder.
+        log_dir: Optional path of a TensorBoard folder; needs the extra
+            `tensorboard`.
         write: Function of one str that shows a sample; by default `print` to
             standard output. None shows nothing.
     """
@@ -58,6 +60,8 @@ class SampleText(keras.callbacks.Callback):
         self.seed = check_integer("seed", seed, 0)
         self.known = known
         self.file = file
+        if log_dir is not None:
+            check_tensorboard()
         self.log_dir = log_dir
         self.write = write
         self._board = None
@@ -242,6 +246,16 @@ class StopOnInterrupt(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if self.interrupted:
             self.model.stop_training = True
+
+
+def check_tensorboard():
+    """Raises `ValueError` where TensorBoard's logs cannot be written."""
+    # TensorFlow writes them, but no longer brings what it needs for it.
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ValueError(
+            "logs for TensorBoard need the package tensorboard: "
+            "pip install 'keras-chargen[tensorboard]'"
+        )
 
 
 def synchronize(model):

@@ -174,6 +174,8 @@ def train(
     from keras_chargen.tokenizer import CharTokenizer
 
     target = saving.check_target(out, force)
+    if log_dir is not None:
+        callbacks.check_tensorboard()
     keras.utils.set_random_seed(seed)
 
     counts: Counter[str] = Counter()

@@ -1,0 +1,243 @@
+"""What watches training shows what is true at that moment."""
+
+import io
+import os
+import re
+import signal
+import threading
+
+import keras
+import numpy as np
+import pytest
+from rich.console import Console
+
+from keras_chargen import CharRNN, CharTokenizer, Sampler, SampleText
+from keras_chargen import callbacks as rooms
+from keras_chargen.callbacks import ProgressBar, StopOnInterrupt
+from keras_chargen.scoring import BitsPerCharacter, CharacterCount
+
+ROWS, STEPS = 24, 7
+
+
+def fit(*callbacks, epochs=2, validation=False, **arguments):
+    """A few batches of "abab…" for a tiny model, watched."""
+    keras.utils.set_random_seed(0)
+    model = CharRNN(CharTokenizer([*"abc"]), units=8)
+    model.compile(
+        optimizer=keras.optimizers.Adam(0.05),
+        weighted_metrics=[BitsPerCharacter(), CharacterCount()],
+    )
+    ids = np.tile([1, 2], (ROWS, STEPS))[:, : STEPS + 1].astype("int32")
+    weights = np.ones((ROWS, STEPS), "float32")
+    data = (ids[:, :-1], ids[:, 1:], weights)
+    model.fit(
+        *data[:2],
+        sample_weight=weights,
+        batch_size=8,
+        epochs=epochs,
+        verbose=0,
+        callbacks=list(callbacks),
+        validation_data=tuple(x[:4] for x in data) if validation else None,
+        **arguments,
+    )
+    return model
+
+
+# ---------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    "arguments, name",
+    [
+        ({"every": 0}, "every"),
+        ({"every": "batch"}, "every"),
+        ({"max_new_tokens": -1}, "max_new_tokens"),
+        ({"seed": -1}, "seed"),
+        ({"temperatures": [float("inf")]}, "temperature"),
+        ({"temperatures": ["top-q"]}, "sampler"),
+    ],
+)
+def test_an_argument_out_of_range_is_named(arguments, name):
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        SampleText("a", **arguments)
+
+
+def test_logs_that_cannot_be_written_are_refused(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="need the package tensorboard"):
+        SampleText("a", log_dir="logs")
+
+
+# ---------------------------------------------------------- samples
+
+
+@pytest.mark.trains
+def test_samples_come_after_every_epoch_for_every_prompt_and_sampler():
+    shown = []
+    fit(
+        SampleText(
+            ["a", "b"],
+            [0, 0.8, "greedy", Sampler("random", 0.5)],
+            max_new_tokens=5,
+            write=shown.append,
+        )
+    )
+    heads = [re.sub(r": [ab][abc]*$", "", line) for line in shown]
+    kinds = ["greedy", "temperature 0.8", "greedy", "temperature 0.5"]
+    assert heads == [
+        f"epoch {epoch}, {kind}"
+        for epoch in (1, 2)
+        for kind in kinds
+        for _ in "ab"
+    ]
+
+
+@pytest.mark.trains
+def test_samples_come_after_so_many_batches():
+    shown = []
+    fit(SampleText("a", every=2, max_new_tokens=2, write=shown.append))
+    moments = [line.partition(",")[0] for line in shown]
+    assert moments == ["batch 2", "batch 4", "batch 6"]
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("every", ["epoch", 3])
+def test_a_sample_is_written_with_the_weights_of_its_moment(every):
+    shown = []
+    sampling = SampleText(
+        "a", [0.7], every, max_new_tokens=20, seed=4, write=shown.append
+    )
+    model = fit(sampling, epochs=8)
+    expected = model.generate(
+        "a", 20, sampler="random", temperature=0.7, seed=4
+    )
+    assert shown[-1].partition(": ")[2] == expected
+    assert len({line.partition(": ")[2] for line in shown}) > 1
+
+
+@pytest.mark.trains
+def test_samples_are_added_to_a_file(tmp_path):
+    path, shown = tmp_path / "samples.txt", []
+    path.write_text("before\n")
+    fit(SampleText("a", file=path, write=shown.append))
+    assert path.read_text().splitlines() == ["before", *shown]
+
+
+@pytest.mark.trains
+def test_samples_reach_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    fit(SampleText("a", [0, 0.5], log_dir=tmp_path, write=None), epochs=1)
+    (events,) = tmp_path.glob("events*")
+    data = events.read_bytes()
+    assert b"sample/greedy" in data and b"sample/temperature 0.5" in data
+
+
+@pytest.mark.trains
+def test_a_copy_of_a_training_text_is_marked():
+    class Everything:
+        def __contains__(self, text):
+            return True
+
+    shown = []
+    fit(SampleText("a", known=Everything(), write=shown.append), epochs=1)
+    assert shown[0].startswith("epoch 1, greedy, copied: a")
+
+
+@pytest.mark.trains
+def test_nothing_is_shown_where_nothing_shall_be(capsys):
+    fit(SampleText("a", write=None))
+    fit(SampleText("a"))
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+# ---------------------------------------------------------- the bar
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Every look at the clock is half a second after the last."""
+    now = iter(np.arange(0, 1000, 0.5))
+    monkeypatch.setattr(rooms.time, "perf_counter", lambda: next(now))
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("validation", [False, True])
+def test_every_epoch_ends_with_a_line_of_its_figures(clock, validation):
+    output = io.StringIO()
+    bar = ProgressBar(Console(file=output, width=200))
+    fit(bar, validation=validation)
+    lines = output.getvalue().splitlines()
+    assert len(lines) == 2
+    for epoch, line in enumerate(lines, 1):
+        assert line.startswith(f"epoch {epoch}/2: loss ")
+        assert "bits/character" in line
+        assert ("held out " in line) is validation
+    # The clock is read at the begin, after three batches, and at the end.
+    assert lines[0].endswith(f", {ROWS * STEPS / 2:,.0f} characters/s")
+
+
+@pytest.mark.trains
+def test_a_terminal_sees_a_bar_and_the_time_left():
+    output = io.StringIO()
+    bar = ProgressBar(Console(file=output, width=200, force_terminal=True))
+    fit(SampleText("a", write=bar.write), bar)
+    text = output.getvalue()
+    assert "6/6 batches" in text
+    assert re.search(r"\d:\d\d:\d\d", text)
+    assert "epoch 2, greedy: a" in text
+
+
+def test_stopping_a_bar_that_never_began_is_harmless():
+    ProgressBar(Console(file=io.StringIO())).stop()
+
+
+# ---------------------------------------------------------- Ctrl-C
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Presses Ctrl-C in given batches."""
+
+    def __init__(self, *batches):
+        super().__init__()
+        self.batches, self.seen = batches, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append(batch)
+        if batch in self.batches:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.trains
+def test_ctrl_c_ends_training_after_the_batch(capsys):
+    handler = signal.getsignal(signal.SIGINT)
+    pressing, stop = Interrupt(1), StopOnInterrupt()
+    fit(pressing, stop, epochs=5)
+    assert stop.interrupted and len(pressing.seen) <= 3
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert "stopping after this batch" in capsys.readouterr().err
+
+
+@pytest.mark.trains
+def test_without_ctrl_c_nothing_is_stopped_and_the_handler_comes_back():
+    handler = signal.getsignal(signal.SIGINT)
+    pressing, stop = Interrupt(), StopOnInterrupt()
+    fit(pressing, stop)
+    assert not stop.interrupted and len(pressing.seen) == 6
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_second_ctrl_c_interrupts_at_once(capsys):
+    stop = StopOnInterrupt()
+    stop.on_train_begin()
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert stop.interrupted
+
+
+def test_off_the_main_thread_the_handler_stays():
+    handler = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=StopOnInterrupt().on_train_begin)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is handler
