@@ -69,6 +69,9 @@ class SampleText(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._batches = 0
+        if self.file is not None:
+            # A place that cannot be written shall not cost an epoch.
+            open(self.file, "a", encoding="utf-8").close()
         if self.log_dir is not None:
             from keras_chargen.tensorboard import TextWriter
 

@@ -189,12 +189,6 @@ def train(
 
     dataset = pipeline.text_dataset(counted())
     characters = counts.total()
-    _log(
-        f"read {read['texts']:,} {'pieces' if texts.joined else 'texts'}, "
-        f"{characters:,} characters, {len(counts)} distinct"
-        + (f", {texts.skipped:,} blank left out" if texts.skipped else "")
-        + (f", {texts.replaced:,} not UTF-8" if texts.replaced else "")
-    )
     if len(counts) < 2:
         raise ValueError(
             f"{corpus} holds {len(counts)} distinct character; a model needs "
@@ -218,6 +212,12 @@ def train(
         return pipeline.lines(part, tokenizer, batch_size, **arguments)
 
     data = batches(training, True)
+    _log(
+        f"read {read['texts']:,} {'pieces' if texts.joined else 'texts'}, "
+        f"{characters:,} characters, {len(counts)} distinct"
+        + (f", {texts.skipped:,} blank left out" if texts.skipped else "")
+        + (f", {texts.replaced:,} not UTF-8" if texts.replaced else "")
+    )
     has_validation = any(True for _ in validation.take(1))
     model = CharRNN(
         tokenizer,
@@ -339,8 +339,7 @@ def generate(
         _log(f"the model {verb} characters it never saw: {unknown!r}")
     if stream:
         for piece in model.stream(prompts[0], **settings):
-            _write(piece)
-            sys.stdout.flush()
+            _write(piece, flush=True)
         _write("\n")
         return
     texts = model.generate(prompts, num_samples=num_samples, **settings)
@@ -487,7 +486,7 @@ def main(arguments=None) -> None:
     except KeyboardInterrupt:
         _log("interrupted")
         code = 130
-    except BrokenPipeError:
+    except (_ReaderGoneError, BrokenPipeError):
         # The reader has gone (`| head`): no message, and none at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -503,6 +502,10 @@ def main(arguments=None) -> None:
             raise
         code = _fail(error.format_message())
     sys.exit(code or 0)
+
+
+class _ReaderGoneError(Exception):
+    """Nobody reads standard output any more."""
 
 
 def _is_ours(error):
@@ -523,10 +526,16 @@ def _log(message):
     print(message, file=sys.stderr, flush=True)
 
 
-def _write(text):
+def _write(text, flush=False):
     # A lone surrogate has no UTF-8; a terminal may have no UTF-8 at all.
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    try:
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        if flush:
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        # Typer would end on this one with exit code 1.
+        raise _ReaderGoneError from error
 
 
 def _print_json(value):

@@ -139,9 +139,9 @@ def _compile_openvino(function, variables):
         OpenVINOKerasTensor,
     )
 
-    programs = {}
+    programs: dict = {}
     # Weights are constants of a program, which makes it fast.
-    weights = []
+    weights: list = []
 
     def build(args):
         flat = keras.tree.flatten(args)

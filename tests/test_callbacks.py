@@ -124,6 +124,14 @@ def test_samples_are_added_to_a_file(tmp_path):
 
 
 @pytest.mark.trains
+def test_a_file_that_cannot_be_written_costs_no_epoch(tmp_path):
+    shown = []
+    with pytest.raises(FileNotFoundError):
+        fit(SampleText("a", file=tmp_path / "no" / "a", write=shown.append))
+    assert not shown
+
+
+@pytest.mark.trains
 def test_samples_reach_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     fit(SampleText("a", [0, 0.5], log_dir=tmp_path, write=None), epochs=1)

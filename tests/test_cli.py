@@ -1,0 +1,686 @@
+"""The command line: what goes in, what comes out, and every refusal."""
+
+import errno
+import gzip
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+from keras_chargen import CharRNN, CharTokenizer, cli, save_model
+from keras_chargen.saving import load_model
+
+ROOT = Path(__file__).parents[1]
+BACKEND = keras.backend.backend()
+COMMANDS = [
+    [],
+    ["train"],
+    ["generate"],
+    ["evaluate"],
+    ["info"],
+    ["prepare"],
+    ["prepare", "ag-news"],
+]
+TEXTS = ["Today is a day", "The cat sat", "On Sunday it rains"] * 20
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command in this process: `(code, stdout, stderr)`."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main([str(argument) for argument in arguments])
+        return exit_.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(run):
+    """Runs a command that must be refused, and gives the line that says so."""
+
+    def refused(*arguments):
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, "")
+        lines = err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), err
+        return lines[0]
+
+    return refused
+
+
+def process(*arguments, **settings):
+    """A command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "keras_chargen", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(TEXTS) + "\n")
+    return path
+
+
+def make_model(path, oov="drop"):
+    keras.utils.set_random_seed(0)
+    tokenizer = CharTokenizer(oov=oov)
+    tokenizer.adapt(TEXTS)
+    model = CharRNN(tokenizer, units=8)
+    save_model(model, path)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "m.keras"
+    make_model(path)
+    return path
+
+
+# ---------------------------------------------------------- train
+
+
+def trains(function):
+    """Marks a test that trains by the pipeline."""
+    return pytest.mark.trains(pytest.mark.needs_tensorflow(function))
+
+
+@pytest.fixture
+def train(run, corpus, tmp_path):
+    """Trains a tiny model: `(code, stdout, stderr, target)`."""
+
+    def train(*arguments, texts=corpus, name="out.keras"):
+        target = tmp_path / name
+        return *run(
+            "train",
+            *("--corpus", texts, "--out", target),
+            *("--units", 4, "--batch-size", 8, *arguments),
+        ), target
+
+    return train
+
+
+@trains
+def test_train_shows_its_figures_and_saves_the_model(train):
+    code, out, err, target = train(
+        *("--epochs", 2, "--prompt", "To", "--prompt", "On"),
+        *("--temperature", 0, "--temperature", 0.7),
+    )
+    assert (code, out) == (0, "")
+    assert "read 60 texts" in err and f"backend {BACKEND}" in err
+    for epoch in (1, 2):
+        assert f"epoch {epoch}/2: loss " in err
+        for kind in ("greedy", "temperature 0.7"):
+            for prompt in ("To", "On"):
+                assert f"epoch {epoch}, {kind}: {prompt}" in err
+    assert "bits/character" in err and "characters/s" in err
+    assert f"saved {target}" in err
+    assert load_model(target).units == 4
+    assert sorted(p.name for p in target.parent.iterdir()) == [
+        "out.keras",
+        "texts.txt",
+    ]
+
+
+@trains
+def test_the_same_seed_trains_the_same_model(train):
+    files = [
+        train("--seed", seed, name=name)[-1]
+        for seed, name in ((3, "a.keras"), (3, "b.keras"), (4, "c.keras"))
+    ]
+    texts = [load_model(file).generate("T", 60) for file in files]
+    weights = [load_model(file).get_weights() for file in files]
+    assert texts[0] == texts[1]
+    assert all((a == b).all() for a, b in zip(*weights[:2], strict=True))
+    assert any((a != b).any() for a, b in zip(*weights[1:], strict=True))
+
+
+@trains
+def test_every_option_of_the_model_reaches_it(train):
+    *_, target = train(
+        *("--cell", "gru", "--layers", 2, "--embedding-dim", 3),
+        *("--dropout", 0.1, "--oov", "unk", "--held-out", 0),
+    )
+    model = load_model(target)
+    assert (model.cell, model.num_layers, model.embedding_dim) == ("gru", 2, 3)
+    assert (model.dropout, model.tokenizer.oov) == (0.1, "unk")
+
+
+@trains
+def test_windows_and_limits_are_options(train):
+    code, _, err, _ = train(
+        *("--mode", "windows", "--sequence-length", 16, "--held-out", 0)
+    )
+    assert code == 0 and "pieces" in err
+    _, _, err, _ = train("--limit", 30, name="b.keras")
+    assert "read 30 texts" in err
+
+
+@trains
+def test_a_field_of_a_table_is_a_corpus(train, tmp_path):
+    table = tmp_path / "rows.csv.gz"
+    with gzip.open(table, "wt") as file:
+        file.writelines(f'"1","{text}","x"\n' for text in TEXTS)
+    code, _, err, target = train(
+        "--columns", "label,title,rest", "--field", "title", texts=table
+    )
+    assert code == 0, err
+    assert "x" not in load_model(target).tokenizer.characters
+
+
+@trains
+def test_samples_go_to_a_file_and_logs_to_tensorboard(train, tmp_path):
+    pytest.importorskip("tensorboard")
+    samples, logs = tmp_path / "samples.txt", tmp_path / "logs"
+    train(
+        *("--prompt", "To", "--sample-file", samples, "--log-dir", logs),
+        *("--sample-every", 2),
+    )
+    assert samples.read_text().startswith("batch 2, greedy: To")
+    assert list(logs.rglob("events*"))
+
+
+@trains
+def test_force_replaces_a_model(train):
+    *_, target = train()
+    before = target.read_bytes()
+    code, *_ = train("--force", "--seed", 5)
+    assert code == 0 and target.read_bytes() != before
+
+
+@trains
+def test_ctrl_c_saves_what_was_learned(train, monkeypatch):
+    from keras_chargen import callbacks
+
+    class Pressing(callbacks.ProgressBar):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, logs)
+            if batch == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(callbacks, "ProgressBar", Pressing)
+    code, out, err, target = train("--epochs", 50)
+    assert (code, out) == (130, "")
+    assert f"interrupted; what was learned is saved as {target}" in err
+    assert load_model(target).units == 4
+
+
+@pytest.mark.slow
+@trains
+def test_ctrl_c_reaches_a_process_that_trains(corpus, tmp_path):
+    target = tmp_path / "m.keras"
+    running = process(
+        *("train", "--corpus", corpus, "--out", target, "--units", 4),
+        *("--batch-size", 8, "--epochs", 100_000),
+    )
+    for line in running.stderr:
+        if line.startswith("epoch 1"):
+            break
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    assert load_model(target).units == 4
+
+
+# ---------------------------------------------------------- train refuses
+
+
+def trains_refused(name, *arguments, said, prepare=None):
+    return pytest.param(arguments, said, prepare, id=name)
+
+
+def write(name, data):
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+@pytest.mark.needs_tensorflow
+@pytest.mark.trains
+@pytest.mark.parametrize(
+    "arguments, said, prepare",
+    [
+        trains_refused("missing file", "--corpus", "no.txt", said=["no.txt"]),
+        trains_refused(
+            "empty file",
+            *("--corpus", "a.txt"),
+            said=["a.txt"],
+            prepare=write("a.txt", b""),
+        ),
+        trains_refused(
+            "wrong field",
+            *("--corpus", "a.csv", "--field", "titel"),
+            said=["titel", "title"],
+            prepare=write("a.csv", b"label,title\n1,Today\n2,On\n"),
+        ),
+        trains_refused("directory", "--corpus", ".", said=["directory"]),
+        trains_refused(
+            "unknown kind of file",
+            *("--corpus", "a.pdf"),
+            said=["a.pdf", ".txt", ".csv", ".jsonl"],
+            prepare=write("a.pdf", b"%PDF"),
+        ),
+        trains_refused(
+            "binary file",
+            *("--corpus", "a.txt"),
+            said=["a.txt", "binary"],
+            prepare=write("a.txt", bytes(range(256)) * 40),
+        ),
+        trains_refused(
+            "one character",
+            *("--corpus", "a.txt"),
+            said=["1 distinct character", "at least 2"],
+            prepare=write("a.txt", b"aaa\naa\n" * 99),
+        ),
+        trains_refused(
+            "batch larger than corpus",
+            *("--corpus", "a.txt", "--batch-size", "64", "--held-out", "0"),
+            said=["batch_size", "at most", "2", "64"],
+            prepare=write("a.txt", b"ab\ncd\n"),
+        ),
+        trains_refused(
+            "no units",
+            *("--corpus", "python-docs", "--units", "0"),
+            said=["--units", "greater than or equal to 1"],
+        ),
+        trains_refused(
+            "endless temperature",
+            *("--corpus", "python-docs", "--temperature", "inf"),
+            said=["--temperature", "finite"],
+        ),
+        trains_refused(
+            "unknown option",
+            "--corpus",
+            "python-docs",
+            "--unit",
+            "3",
+            said=["--unit"],
+        ),
+        trains_refused("no corpus", said=["--corpus"]),
+    ],
+)
+def test_train_refuses(
+    refused, tmp_path, monkeypatch, arguments, said, prepare
+):
+    monkeypatch.chdir(tmp_path)
+    if prepare:
+        prepare(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    message = refused("train", "--out", "m.keras", *arguments)
+    for word in said:
+        assert word in message
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize(
+    "target, said",
+    [
+        ("m.h5", "end in .keras"),
+        ("no/m.keras", "no directory no"),
+        ("old.keras", "--force"),
+        ("folder.keras", "is a directory"),
+    ],
+)
+def test_train_refuses_a_target_before_it_reads_the_corpus(
+    refused, tmp_path, monkeypatch, corpus, target, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.keras").write_bytes(b"old")
+    (tmp_path / "folder.keras").mkdir()
+    message = refused("train", "--corpus", corpus, "--out", target)
+    assert said in message
+    assert (tmp_path / "old.keras").read_bytes() == b"old"
+
+
+@trains
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_full_disk_loses_nothing(run, corpus, tmp_path, monkeypatch, old):
+    def full(self, path, **_):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(CharRNN, "save", full)
+    target = tmp_path / "m.keras"
+    if old:
+        target.write_bytes(old)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    code, out, err = run(
+        *("train", "--corpus", corpus, "--out", target, "--force"),
+        *("--units", 4, "--batch-size", 8),
+    )
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last == f"error: cannot write {target}: No space left on device"
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "backend, command, said",
+    [
+        ("tensorlow", "info", "one of tensorflow, jax, torch, numpy"),
+        ("tensorlow", "train", "one of tensorflow, jax, torch. "),
+        ("numpy", "train", "train under one of tensorflow, jax, torch. "),
+    ],
+)
+def test_a_backend_that_cannot_serve_is_refused(
+    refused, monkeypatch, backend, command, said
+):
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    arguments = ["--corpus", "python-docs", "--out", "m.keras"]
+    message = refused(command, *(arguments if command == "train" else []))
+    assert "KERAS_BACKEND" in message and said in message
+    assert message.endswith(f"Received: {backend}")
+
+
+def test_an_unknown_backend_is_refused_in_a_process_too():
+    result = process("info", KERAS_BACKEND="foo")
+    out, err = result.communicate()
+    assert (result.returncode, out) == (2, "")
+    assert len(err.splitlines()) == 1 and "KERAS_BACKEND" in err
+
+
+def test_a_backend_that_is_not_installed_is_refused(refused, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'keras-chargen[torch]'" in refused("info")
+
+
+# ---------------------------------------------------------- generate
+
+
+def test_generate_prints_the_greedy_text(run, model_file):
+    code, out, err = run(
+        "generate", model_file, "--prompt", "To", "--max-new-tokens", 20
+    )
+    assert (code, err) == (0, "")
+    assert out == load_model(model_file).generate("To", 20) + "\n"
+
+
+def test_generate_prints_what_python_writes_for_the_seed(run, model_file):
+    _, out, _ = run(
+        *("generate", model_file, "--prompt", "To", "--prompt", "On"),
+        *("--temperature", 0.9, "--seed", 5, "--num-samples", 2),
+        *("--max-new-tokens", 15),
+    )
+    texts = load_model(model_file).generate(
+        ["To", "On"],
+        15,
+        sampler="random",
+        temperature=0.9,
+        seed=5,
+        num_samples=2,
+    )
+    assert out.splitlines() == [text for row in texts for text in row]
+
+
+def test_generate_as_json_prints_one_object(run, model_file):
+    arguments = ("--prompt", "To", "--temperature", 0.9, "--seed", 5)
+    _, out, _ = run("generate", model_file, *arguments, "--json")
+    _, plain, _ = run("generate", model_file, *arguments)
+    result = json.loads(out)
+    assert result["results"] == [
+        {"prompt": "To", "texts": [plain.removesuffix("\n")]}
+    ]
+    assert (result["sampler"], result["seed"]) == ("random", 5)
+
+
+def test_json_tells_a_seed_that_was_drawn(run, model_file):
+    arguments = ["generate", model_file, "--temperature", 1, "--json"]
+    _, out, _ = run(*arguments)
+    seed = json.loads(out)["seed"]
+    _, again, _ = run(*arguments, "--seed", seed)
+    assert json.loads(again) == json.loads(out)
+
+
+def test_a_stream_prints_the_same(run, model_file):
+    arguments = ("--prompt", "To", "--temperature", 0.9, "--seed", 5)
+    _, plain, _ = run("generate", model_file, *arguments)
+    _, streamed, _ = run("generate", model_file, *arguments, "--stream")
+    assert streamed == plain
+
+
+def test_the_prompt_and_a_stop_string_are_left_out_if_wished(run, model_file):
+    model = load_model(model_file)
+    whole = model.generate("To", 30, echo=False)
+    stop = whole[4:6]
+    _, out, _ = run(
+        *("generate", model_file, "--prompt", "To", "--no-echo"),
+        *("--stop", stop, "--max-new-tokens", 30),
+    )
+    assert out == whole[: whole.index(stop)] + "\n"
+
+
+@pytest.mark.parametrize("prompt", [[], ["--prompt", ""]], ids=str)
+def test_an_empty_prompt_writes_from_nothing(run, model_file, prompt):
+    code, out, _ = run("generate", model_file, *prompt)
+    assert code == 0
+    assert out == load_model(model_file).generate("", 100) + "\n"
+
+
+@pytest.mark.parametrize("oov, verb", [("drop", "skips"), ("unk", "reads as")])
+def test_unknown_characters_of_a_prompt_are_told(run, tmp_path, oov, verb):
+    make_model(tmp_path / "m.keras", oov)
+    code, out, err = run("generate", tmp_path / "m.keras", "--prompt", "To§")
+    assert code == 0 and out.startswith("To§")
+    assert verb in err and "['§']" in err
+
+
+def test_unknown_characters_are_refused_where_they_are_an_error(
+    refused, tmp_path
+):
+    make_model(tmp_path / "m.keras", "error")
+    message = refused("generate", tmp_path / "m.keras", "--prompt", "To§")
+    assert "outside the vocabulary: ['§']" in message
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--temperature", "inf"], "`temperature` must be a finite"),
+        (["--temperature", "-1"], "`temperature` must be a finite"),
+        (["--temperature", "hot"], "--temperature"),
+        (["--sampler", "top-q"], "--sampler"),
+        (["--max-new-tokens", "-1"], "--max-new-tokens"),
+        (["--num-samples", "0"], "--num-samples"),
+        (["--stop", ""], "`stop` must be non-empty"),
+        (["--stream", "--json"], "--stream writes one text"),
+        (["--stream", "--num-samples", "2"], "--stream writes one text"),
+    ],
+)
+def test_generate_refuses(refused, model_file, arguments, said):
+    assert said in refused("generate", model_file, *arguments)
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "info"])
+@pytest.mark.parametrize(
+    "name, data, said",
+    [
+        ("no.keras", None, "there is no file"),
+        ("text.keras", b"no model", "not a .keras file"),
+        ("m.h5", b"\x89HDF\r\n\x1a\n", "HDF5 is not read"),
+        ("cut.keras", "cut", "cut off"),
+    ],
+)
+def test_a_file_that_is_no_model_is_refused(
+    refused, tmp_path, model_file, corpus, command, name, data, said
+):
+    path = tmp_path / name
+    if data == "cut":
+        data = model_file.read_bytes()[:-50]
+    if data is not None:
+        path.write_bytes(data)
+    more = ["--corpus", corpus] if command == "evaluate" else []
+    message = refused(command, path, *more)
+    assert said in message and name in message
+
+
+# ---------------------------------------------------------- evaluate, info
+
+
+def test_evaluate_prints_the_sums_of_score(run, model_file, corpus):
+    code, out, err = run("evaluate", model_file, "--corpus", corpus, "--json")
+    assert (code, err) == (0, "")
+    scores = load_model(model_file).score(TEXTS)
+    result = json.loads(out)
+    assert result["texts"] == len(TEXTS)
+    assert result["characters"] == sum(score.characters for score in scores)
+    nats = sum(score.nats for score in scores)
+    assert result["nats"] == pytest.approx(nats, rel=1e-5)
+    assert result["perplexity"] == pytest.approx(
+        2 ** result["bits_per_character"]
+    )
+
+
+def test_evaluate_prints_a_table_for_people(run, model_file, corpus):
+    _, out, _ = run("evaluate", model_file, "--corpus", corpus, "--limit", 3)
+    rows = dict(line.rsplit(maxsplit=1) for line in out.splitlines())
+    assert rows["texts"] == "3"
+    assert float(rows["bits per character"]) > 0
+
+
+def test_a_stream_is_evaluated_as_one_text(run, model_file, corpus):
+    _, out, _ = run(
+        *("evaluate", model_file, "--corpus", corpus),
+        *("--mode", "windows", "--json"),
+    )
+    result = json.loads(out)
+    expected = load_model(model_file).score(corpus.read_text())
+    assert result["texts"] == 1
+    assert result["nats"] == pytest.approx(expected.nats, rel=1e-5)
+
+
+def test_a_corpus_without_a_known_character_is_scored_by_its_ends(
+    run, model_file, tmp_path
+):
+    (tmp_path / "a.txt").write_text("§§\n")
+    _, out, _ = run(
+        "evaluate", model_file, "--corpus", tmp_path / "a.txt", "--json"
+    )
+    result = json.loads(out)
+    assert (result["characters"], result["dropped"]) == (1, 2)
+
+
+def test_info_names_the_active_backend(run):
+    code, out, err = run("info")
+    assert (code, err) == (0, "")
+    assert f"backend           {BACKEND}" in out.splitlines()
+
+
+def test_info_tells_what_a_file_holds(run, model_file):
+    _, out, _ = run("info", model_file, "--json")
+    result = json.loads(out)
+    model = load_model(model_file)
+    assert result["backend"] == BACKEND
+    assert result["parameters"] == model.count_params()
+    assert result["vocabulary_size"] == model.tokenizer.vocabulary_size()
+    assert result["characters"] == "".join(model.tokenizer.characters)
+
+
+# ---------------------------------------------------------- prepare
+
+
+@pytest.mark.slow
+@pytest.mark.needs_tensorflow
+def test_prepare_builds_what_tfds_finds(run, refused, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    source, data = tmp_path / "in", tmp_path / "data"
+    source.mkdir()
+    for split in ("train", "test"):
+        rows = [f'"1","{text}","x"\n' for text in TEXTS]
+        (source / f"{split}.csv").write_text("".join(rows))
+    arguments = ["prepare", "ag-news", "--from", source, "--data-dir", data]
+    code, out, err = run(*arguments)
+    assert code == 0 and "60 train" in err
+    assert (Path(out.strip()) / "dataset_info.json").is_file()
+    assert "--force" in refused(*arguments)
+    assert run(*arguments, "--force")[0] == 0
+
+
+@pytest.mark.needs_tensorflow
+def test_prepare_refuses_a_place_without_the_files(refused, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    message = refused("prepare", "ag-news", "--from", tmp_path)
+    assert "train.csv" in message
+
+
+# ---------------------------------------------------------- the frame
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_answers_at_once_without_a_framework(command):
+    source = """
+import sys
+# What tells the package that it runs as the command.
+sys.argv[0] = "keras-chargen"
+from keras_chargen.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    heavy = {"keras", "tensorflow", "jax", "torch", "numpy"}
+    print(sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        result = subprocess.run(
+            [sys.executable, "-c", source, *command, "--help"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(
+            after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+        )
+        assert result.returncode == 0
+        assert "Usage" in result.stdout
+        assert result.stderr.strip() == "[]"
+    assert min(seconds) < 0.5
+
+
+def test_what_no_encoding_holds_is_printed_all_the_same(
+    model_file, monkeypatch
+):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    cli._write("a\ud800é\n")
+    output.flush()
+    assert output.buffer.getvalue() == b"a??\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(model_file, monkeypatch):
+    def fail(self, *args, **kwargs):
+        return int("x")
+
+    # As a framework would raise it, in a frame that is not ours.
+    monkeypatch.setattr(CharRNN, "generate", fail)
+    with pytest.raises(ValueError, match="invalid literal"):
+        cli.main(["generate", str(model_file)])
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_ends_the_writing_quietly(model_file):
+    with process(
+        *("generate", model_file, "--temperature", 1, "--stream"),
+        *("--max-new-tokens", 2_000_000),
+    ) as running:
+        running.stdout.read(1)
+        running.stdout.close()
+        err = running.stderr.read()
+    assert running.returncode == 0
+    assert "Traceback" not in err
