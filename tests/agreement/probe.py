@@ -1,0 +1,55 @@
+"""Prints what one backend makes of a model file: run by test_agreement.
+
+KERAS_BACKEND=jax python probe.py model.keras
+"""
+
+import json
+import sys
+
+import keras
+import numpy as np
+
+import keras_chargen
+from keras_chargen.compilation import compile_function
+
+PROMPTS = ["The ", "", "A class is"]
+
+
+def main(path):
+    """Prints one JSON object."""
+    model = keras.saving.load_model(path)
+    assert isinstance(model, keras_chargen.CharRNN)
+    ids = np.random.default_rng(0).integers(1, 40, (3, 50)).astype("int32")
+    state = keras.tree.map_structure(
+        keras.ops.convert_to_numpy, model.initial_state(3)
+    )
+    read = compile_function(model.call_with_state, model.variables)
+    logits = {"read": read(ids, state)[0]}
+    # Keras 3.15 runs this one wrongly, as README says.
+    if (keras.backend.backend(), model.cell) != ("openvino", "simple"):
+        logits["call"] = model(ids)
+    random = {"sampler": "random", "temperature": 0.8}
+    print(
+        json.dumps(
+            {
+                "backend": keras.backend.backend(),
+                "logits": {
+                    name: keras.ops.convert_to_numpy(value).tolist()
+                    for name, value in logits.items()
+                },
+                "greedy": model.generate(PROMPTS, 80),
+                "sampled": [
+                    model.generate(PROMPTS, 80, seed=seed, **random)
+                    for seed in (1, 2)
+                ],
+                "streamed": list(model.stream("The ", 40, seed=3, **random)),
+                "nats": [
+                    s.nats for s in model.score(["The cat", "", "x" * 300])
+                ],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
