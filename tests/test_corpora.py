@@ -956,10 +956,12 @@ def no_network(monkeypatch):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.needs_tensorflow
 def test_the_prepared_dataset_loads_offline_with_its_rows(prepared, split):
     assert load_offline(prepared, split) == sorted(ROWS[split])
 
 
+@pytest.mark.needs_tensorflow
 def test_preparing_leaves_nothing_else_behind(prepared):
     assert os.listdir(prepared) == ["ag_news_subset"]
     assert os.listdir(prepared / "ag_news_subset") == ["1.0.0"]
@@ -977,6 +979,7 @@ def test_preparing_leaves_nothing_else_behind(prepared):
         "bare tar",
     ],
 )
+@pytest.mark.needs_tensorflow
 def test_ag_news_is_prepared_from_any_form(tmp_path, form):
     if form in ("folder", "train.csv"):
         source = ag_news_folder(tmp_path / "in")
@@ -996,6 +999,7 @@ def test_ag_news_is_prepared_from_any_form(tmp_path, form):
     assert load_offline(tmp_path / "data", "test") == ROWS["test"]
 
 
+@pytest.mark.needs_tensorflow
 def test_what_is_prepared_is_not_built_again_unasked(prepared, tmp_path):
     source = ag_news_folder(
         tmp_path / "in", rows={**ROWS, "train": ROWS["test"]}
@@ -1006,6 +1010,7 @@ def test_what_is_prepared_is_not_built_again_unasked(prepared, tmp_path):
     assert len(load_offline(prepared, "train")) == 3
 
 
+@pytest.mark.needs_tensorflow
 def test_what_is_prepared_can_be_replaced(tmp_path):
     data = tmp_path / "data"
     prepare_ag_news(ag_news_folder(tmp_path / "one"), data)
@@ -1017,6 +1022,7 @@ def test_what_is_prepared_can_be_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["build", "move"])
+@pytest.mark.needs_tensorflow
 def test_a_failure_leaves_the_prepared_dataset_as_it_was(
     tmp_path, monkeypatch, place
 ):
@@ -1051,6 +1057,7 @@ def test_a_failure_leaves_the_prepared_dataset_as_it_was(
     assert len(load_offline(data, "train")) == 3
 
 
+@pytest.mark.needs_tensorflow
 def test_a_failure_leaves_no_half_built_dataset(tmp_path, monkeypatch):
     from tensorflow_datasets.datasets.ag_news_subset import (
         ag_news_subset_dataset_builder as module,
@@ -1066,6 +1073,7 @@ def test_a_failure_leaves_no_half_built_dataset(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "data") == []
 
 
+@pytest.mark.needs_tensorflow
 def test_the_folder_of_a_dataset_only_begun_is_not_touched(tmp_path):
     begun = tmp_path / "data" / "ag_news_subset" / "1.0.0"
     begun.mkdir(parents=True)
@@ -1074,6 +1082,7 @@ def test_the_folder_of_a_dataset_only_begun_is_not_touched(tmp_path):
     assert "already begun" in message
 
 
+@pytest.mark.needs_tensorflow
 def test_a_data_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "data").write_text("a file")
     source = ag_news_folder(tmp_path / "in")
@@ -1182,33 +1191,39 @@ def test_links_in_an_archive_are_not_followed(tmp_path):
     assert "train.csv is not in the archive" in message
 
 
+@pytest.mark.needs_tensorflow
 def test_preparing_prints_nothing(tmp_path, capsys):
     prepare_ag_news(ag_news_folder(tmp_path / "in"), tmp_path / "data")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
 
 
+@pytest.mark.needs_tensorflow
 def test_ag_news_gives_titles(prepared):
     corpus = open_corpus("tfds:ag_news_subset", data_dir=prepared)
     assert sorted(corpus) == sorted(row[1] for row in ROWS["train"])
     assert not corpus.joined
 
 
+@pytest.mark.needs_tensorflow
 def test_a_split_can_be_chosen(prepared):
     texts = exhaust("tfds:ag_news_subset:test", data_dir=prepared)
     assert texts == ["Fears for T N pension"]
 
 
+@pytest.mark.needs_tensorflow
 def test_a_split_can_be_a_slice(prepared):
     texts = exhaust("tfds:ag_news_subset:train[:2]", data_dir=prepared)
     assert len(texts) == 2
 
 
+@pytest.mark.needs_tensorflow
 def test_a_version_is_part_of_the_name(prepared):
     spec = "tfds:ag_news_subset:1.0.0:test"
     assert exhaust(spec, data_dir=prepared) == ["Fears for T N pension"]
 
 
+@pytest.mark.needs_tensorflow
 def test_a_text_feature_can_be_chosen(prepared):
     corpus = open_corpus(
         "tfds:ag_news_subset", field="description", data_dir=prepared
@@ -1218,23 +1233,27 @@ def test_a_text_feature_can_be_chosen(prepared):
     assert corpus.skipped == 1
 
 
+@pytest.mark.needs_tensorflow
 def test_both_is_the_title_a_line_end_and_the_description(prepared):
     spec = "tfds:ag_news_subset:test"
     texts = exhaust(spec, field="both", data_dir=prepared)
     assert texts == ["Fears for T N pension\nUnions, workers"]
 
 
+@pytest.mark.needs_tensorflow
 def test_tfds_is_read_again_by_each_iteration(prepared):
     corpus = open_corpus("tfds:ag_news_subset", data_dir=prepared, limit=2)
     assert len(list(corpus)) == 2
     assert list(corpus) == list(corpus)
 
 
+@pytest.mark.needs_tensorflow
 def test_prepared_data_asks_for_no_download(prepared, no_network):
     assert exhaust("tfds:ag_news_subset", data_dir=prepared)
     assert no_network == []
 
 
+@pytest.mark.needs_tensorflow
 def test_reading_tfds_prints_nothing(prepared, capsys):
     exhaust("tfds:ag_news_subset", data_dir=prepared)
     captured = capsys.readouterr()
@@ -1242,6 +1261,7 @@ def test_reading_tfds_prints_nothing(prepared, capsys):
 
 
 @pytest.mark.parametrize("field", ["label", "text", 1])
+@pytest.mark.needs_tensorflow
 def test_an_unknown_feature_is_told_with_the_text_fields(prepared, field):
     message = error_of(
         open_corpus, "tfds:ag_news_subset", field=field, data_dir=prepared
@@ -1251,12 +1271,14 @@ def test_an_unknown_feature_is_told_with_the_text_fields(prepared, field):
 
 
 @pytest.mark.parametrize("split", ["dev", "train[x"])
+@pytest.mark.needs_tensorflow
 def test_an_unknown_split_is_told_with_the_splits(prepared, split):
     spec = f"tfds:ag_news_subset:{split}"
     message = error_of(open_corpus, spec, data_dir=prepared)
     assert f"no split {split!r}; the splits are test, train" in message
 
 
+@pytest.mark.needs_tensorflow
 def test_an_unknown_dataset_is_told_with_its_likes(tmp_path):
     message = error_of(open_corpus, "tfds:ag_new_subset", data_dir=tmp_path)
     assert "no dataset 'ag_new_subset'; did you mean ag_news_subset" in message
@@ -1265,6 +1287,7 @@ def test_an_unknown_dataset_is_told_with_its_likes(tmp_path):
 @pytest.mark.parametrize(
     "spec", ["tfds:a b", "tfds:ag_news_subset/no", "tfds:ag_news_subset:9.0.0"]
 )
+@pytest.mark.needs_tensorflow
 def test_a_dataset_that_tfds_cannot_make_is_told_in_one_line(tmp_path, spec):
     message = error_of(open_corpus, spec, data_dir=tmp_path)
     assert "TFDS cannot open" in message
@@ -1275,6 +1298,7 @@ def test_an_incomplete_tfds_spec_is_told_what_is_accepted(spec):
     assert "accepted is `tfds:NAME[:SPLIT]`" in error_of(open_corpus, spec)
 
 
+@pytest.mark.needs_tensorflow
 def test_a_dataset_without_text_is_refused_before_it_is_fetched(
     tmp_path, no_network
 ):
@@ -1283,6 +1307,7 @@ def test_a_dataset_without_text_is_refused_before_it_is_fetched(
     assert no_network == []
 
 
+@pytest.mark.needs_tensorflow
 def test_several_text_features_want_a_field(tmp_path, no_network):
     message = error_of(open_corpus, "tfds:glue/sst2", data_dir=tmp_path)
     assert "download failed" in message  # its one text needs no field
@@ -1290,6 +1315,7 @@ def test_several_text_features_want_a_field(tmp_path, no_network):
     assert "`field` must name one of 'sentence1', 'sentence2'" in message
 
 
+@pytest.mark.needs_tensorflow
 def test_a_failed_download_of_ag_news_says_how_to_prepare_it(
     tmp_path, no_network
 ):
@@ -1299,6 +1325,7 @@ def test_a_failed_download_of_ag_news_says_how_to_prepare_it(
     assert no_network == ["ag_news_subset"]
 
 
+@pytest.mark.needs_tensorflow
 def test_a_failed_download_of_another_dataset_says_what_to_do(
     tmp_path, no_network
 ):
@@ -1307,12 +1334,14 @@ def test_a_failed_download_of_another_dataset_says_what_to_do(
     assert "tfds.load('imdb_reviews', data_dir=...)" in message
 
 
+@pytest.mark.needs_tensorflow
 def test_a_dataset_begun_and_not_finished_is_refused(tmp_path):
     (tmp_path / "ag_news_subset" / "1.0.0").mkdir(parents=True)
     message = error_of(open_corpus, "tfds:ag_news_subset", data_dir=tmp_path)
     assert "holds an incomplete dataset; remove that folder" in message
 
 
+@pytest.mark.needs_tensorflow
 def test_prepared_data_gone_since_is_named_while_reading(tmp_path):
     data = tmp_path / "data"
     prepare_ag_news(ag_news_folder(tmp_path / "in"), data)
@@ -1329,6 +1358,7 @@ def test_tfds_that_is_not_installed_is_told(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch", "numpy", "tensorflow"])
+@pytest.mark.needs_tensorflow
 def test_tensorflow_loses_the_gpus_unless_it_is_the_backend(
     monkeypatch, backend
 ):
