@@ -1,6 +1,7 @@
 """Argument checks: one line that names the argument and what it accepts."""
 
 import math
+import sys
 from numbers import Integral, Real
 
 
@@ -22,8 +23,9 @@ def check_number(name, value, low, high=math.inf):
     if (
         isinstance(value, bool)
         or not isinstance(value, Real)
-        or not math.isfinite(value)
         or not low <= value <= high
+        # Integers have no upper end, floats do.
+        or abs(value) > sys.float_info.max
     ):
         raise ValueError(
             f"`{name}` must be a finite number {bound}. Received: {value!r}"

@@ -152,17 +152,8 @@ def train(
     ] = False,
 ) -> None:
     """Train a model on a corpus and save it."""
-    from keras_chargen.corpora import open_corpus
-
     _check_backend(trains=True)
-    texts = open_corpus(
-        corpus,
-        field=field,
-        mode=mode.value,
-        columns=columns.split(",") if columns else None,
-        limit=limit,
-        data_dir=data_dir,
-    )
+    texts = _open_corpus(corpus, field, columns, mode, limit, data_dir)
     for choice in temperature or ():
         if not (math.isfinite(choice) and choice >= 0):
             raise ValueError(
@@ -372,16 +363,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a corpus: characters, nats and bits per character, perplexity."""
-    from keras_chargen.corpora import open_corpus
-
-    texts = open_corpus(
-        corpus,
-        field=field,
-        mode=mode.value,
-        columns=columns.split(",") if columns else None,
-        limit=limit,
-        data_dir=data_dir,
-    )
+    texts = _open_corpus(corpus, field, columns, mode, limit, data_dir)
     model = _load(model_file)
     from keras_chargen import scoring
 
@@ -569,6 +551,19 @@ def _import_keras():
     with contextlib.redirect_stdout(sys.stderr):
         import keras
     return keras
+
+
+def _open_corpus(corpus, field, columns, mode, limit, data_dir):
+    from keras_chargen.corpora import open_corpus
+
+    return open_corpus(
+        corpus,
+        field=field,
+        mode=mode.value,
+        columns=columns.split(",") if columns else None,
+        limit=limit,
+        data_dir=data_dir,
+    )
 
 
 def _load(path):

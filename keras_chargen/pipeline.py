@@ -153,7 +153,18 @@ def lines(
         buckets = fit_buckets(widths, max_length, minimum)
     else:
         buckets = _check_buckets(buckets)
-    over = widths[buckets[-1] + 1 :].sum() > 0
+    counts = _bucket_counts(widths, buckets)
+    over = counts[-1] > 0
+    groups = len(counts)
+    if over and counts[-2:].min() < minimum:
+        # Alone, the few would fill no batch in any epoch.
+        groups -= 1
+        counts = np.append(counts[:-2], counts[-2:].sum())
+    if counts.max() < minimum:
+        raise ValueError(
+            "`batch_size` must be at most the number of texts in the fullest "
+            f"bucket, {counts.max()}. Received: {batch_size}"
+        )
     bounds = tf.constant(buckets, tf.int64)
 
     def bucket(width):
@@ -162,7 +173,7 @@ def lines(
     if training:
         dataset = _shuffle(dataset, int(widths.sum()), seed)
     dataset = dataset.group_by_window(
-        lambda text: bucket(_width(text, start)),
+        lambda text: tf.minimum(bucket(_width(text, start)), groups - 1),
         lambda _, window: window.batch(batch_size, drop_remainder=training),
         window_size=batch_size,
     )
@@ -192,7 +203,6 @@ def lines(
             )
         )
     else:
-        counts = _bucket_counts(widths, buckets)
         full = counts // batch_size if training else -(-counts // batch_size)
         dataset = dataset.apply(
             tf.data.experimental.assert_cardinality(int(full.sum()))
@@ -404,8 +414,10 @@ def _shuffle(dataset, count, seed):
 
 
 def _bucket_counts(widths, buckets):
+    # The last count is of the rows wider than every bucket.
     places = np.searchsorted(buckets, np.arange(len(widths)))
-    return np.bincount(places, weights=widths).astype("int64")
+    counts = np.bincount(places, widths, minlength=len(buckets) + 1)
+    return counts.astype("int64")
 
 
 def _check_buckets(buckets):

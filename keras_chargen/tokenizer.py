@@ -241,8 +241,8 @@ class CharTokenizer(keras.layers.Layer):
         inputs = np.asarray(inputs, dtype=object)
         if inputs.ndim == 0:
             return self._tokenize_one(inputs.item())
-        rows = self.tokenize(inputs.reshape(-1))
-        return pad(rows).reshape(*inputs.shape, -1)
+        ids = pad(self.tokenize(inputs.reshape(-1)))
+        return ids.reshape(*inputs.shape, ids.shape[1])
 
     def compute_output_spec(self, inputs):
         return keras.KerasTensor((*inputs.shape, None), dtype="int32")

@@ -202,6 +202,14 @@ def test_stopping_a_bar_that_never_began_is_harmless():
 # ---------------------------------------------------------- Ctrl-C
 
 
+@pytest.fixture(autouse=True)
+def usual_handler():
+    """Python's own handler; a job in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupt(keras.callbacks.Callback):
     """Presses Ctrl-C in given batches."""
 
