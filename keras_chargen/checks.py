@@ -1,7 +1,6 @@
 """Argument checks: one line that names the argument and what it accepts."""
 
 import math
-import sys
 from numbers import Integral, Real
 
 
@@ -20,17 +19,21 @@ def check_integer(name, value, minimum=None):
 def check_number(name, value, low, high=math.inf):
     """Returns `value` as a finite float in `[low, high]`."""
     bound = f">= {low}" if high == math.inf else f"from {low} to {high}"
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, Real)
-        or not low <= value <= high
-        # Integers have no upper end, floats do.
-        or abs(value) > sys.float_info.max
-    ):
+    number = _as_float(value)
+    if not (math.isfinite(number) and low <= number <= high):
         raise ValueError(
             f"`{name}` must be a finite number {bound}. Received: {value!r}"
         )
-    return float(value)
+    return number
+
+
+def _as_float(value):
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # Integers have no upper end, floats do.
+        return math.inf
 
 
 def check_choice(name, value, choices):
