@@ -204,8 +204,12 @@ def test_a_seed_gives_one_text_and_another_seed_another(model):
 
 
 def test_without_a_seed_every_text_is_new(model):
-    texts = {model.generate("a", 30, sampler="random") for _ in range(3)}
-    assert len(texts) == 3
+    # Many texts a call: one alone can end at once, and be equal by chance.
+    one, other = (
+        model.generate("a", 30, sampler="random", num_samples=32)
+        for _ in range(2)
+    )
+    assert one != other
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, True, "1", 1 << 64, [1, -1]])
