@@ -16,13 +16,15 @@ def check_integer(name, value, minimum=None):
     return int(value)
 
 
-def check_number(name, value, low, high=math.inf):
+def check_number(name, value, low=-math.inf, high=math.inf):
     """Returns `value` as a finite float in `[low, high]`."""
-    bound = f">= {low}" if high == math.inf else f"from {low} to {high}"
+    bound = ""
+    if low > -math.inf:
+        bound = f" >= {low}" if high == math.inf else f" from {low} to {high}"
     number = _as_float(value)
     if not (math.isfinite(number) and low <= number <= high):
         raise ValueError(
-            f"`{name}` must be a finite number {bound}. Received: {value!r}"
+            f"`{name}` must be a finite number{bound}. Received: {value!r}"
         )
     return number
 

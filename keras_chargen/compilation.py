@@ -21,6 +21,15 @@ def trains_with_xla():
     return keras.backend.backend() == "jax"
 
 
+def sorts_slowly():
+    """Whether a search in a compiled loop beats sorting rows of logits.
+
+    XLA sorts slowly on a CPU, and loops at no cost; where every operation is
+    a call of its own, one sort beats the many rounds of a search.
+    """
+    return keras.backend.backend() in ("jax", "tensorflow")
+
+
 def compile_function(function, variables=()):
     """Compiles a pure function of tensors for the active backend.
 
@@ -43,26 +52,29 @@ def compile_function(function, variables=()):
     return _eager(function)
 
 
-def compile_scan(body, variables=()):
+def compile_scan(body, outputs, variables=()):
     """Compiles a loop over rows of inputs that can stop early.
 
     Args:
         body: `(carry, x) -> (carry, y, stop)`: nested tensors, one row of the
-            inputs, one row of output and a bool scalar; pure, in `keras.ops`.
+            inputs, a dict of `(B,)` outputs and a bool scalar; pure, in
+            `keras.ops`.
+        outputs: Dict of the dtype of each output.
         variables: As for `compile_function`.
 
     Returns:
         `run(carry, xs, constants_limit) -> (carry, ys)`. `xs` are nested
         tensors with K rows; `limit` is an integer tensor, at most K, and
-        data: another limit compiles nothing. `ys` is int32 with K rows, of
-        which those before the stop are meaningful, or fewer rows.
+        data: another limit compiles nothing. `ys` is a dict of `(K, B)`, of
+        which the rows before the stop are meaningful and the rest 0, or of
+        fewer rows.
     """
     if keras.backend.backend() not in ("jax", "tensorflow"):
         return _python_scan(compile_function(body, variables))
 
     def scan(carry, xs, limit):
-        rows = ops.shape(keras.tree.flatten(xs)[0])
-        ys = ops.zeros(rows, "int32")  # (K, B)
+        rows = ops.shape(keras.tree.flatten(xs)[0])  # (K, B)
+        ys = {name: ops.zeros(rows, dtype) for name, dtype in outputs.items()}
 
         def proceed(k, going, carry, ys):
             return ops.logical_and(k < limit, going)
@@ -70,7 +82,10 @@ def compile_scan(body, variables=()):
         def advance(k, going, carry, ys):
             x = keras.tree.map_structure(lambda x: ops.take(x, k, axis=0), xs)
             carry, y, stop = body(carry, x)
-            ys = ops.slice_update(ys, (k, 0), y[None])
+            ys = {
+                name: ops.slice_update(ys[name], (k, 0), y[name][None])
+                for name in outputs
+            }
             return k + 1, ops.logical_not(stop), carry, ys
 
         start = (ops.zeros((), "int32"), ops.ones((), "bool"), carry, ys)
@@ -87,10 +102,12 @@ def _python_scan(body):
         for k in range(int(limit)):
             x = keras.tree.map_structure(lambda x: x[k], xs)  # noqa: B023
             carry, y, stop = body(carry, x)
-            rows.append(ops.convert_to_numpy(y))
+            rows.append(keras.tree.map_structure(ops.convert_to_numpy, y))
             if bool(ops.convert_to_numpy(stop)):
                 break
-        return carry, np.stack(rows)
+        return carry, {
+            name: np.stack([row[name] for row in rows]) for name in rows[0]
+        }
 
     return scan
 

@@ -225,9 +225,9 @@ class CharRNN(keras.Model):
         """Writes on from prompts: see `keras_chargen.generation.generate`."""
         return generation.generate(self, prompts, max_new_tokens, **kwargs)
 
-    def stream(self, prompt, max_new_tokens=100, **kwargs):
+    def stream(self, prompts, max_new_tokens=100, **kwargs):
         """Yields text as it is written: see `generation.stream`."""
-        return generation.stream(self, prompt, max_new_tokens, **kwargs)
+        return generation.stream(self, prompts, max_new_tokens, **kwargs)
 
     def score(self, texts, **kwargs):
         """Scores texts: see `keras_chargen.scoring.score`."""

@@ -67,7 +67,11 @@ def count_up(carry, x):
     """Adds inputs up; stops when the sum of row 0 reaches its bound."""
     total = carry["total"] + x["add"]
     y = ops.cast(total, "int32")
-    return {**carry, "total": total}, y, total[0] >= carry["bound"]
+    ys = {"sum": y, "half": total / 2}
+    return {**carry, "total": total}, ys, total[0] >= carry["bound"]
+
+
+OUTPUTS = {"sum": "int32", "half": "float32"}
 
 
 def run_scan(scan, limit, bound=1e9, rows=6):
@@ -78,24 +82,26 @@ def run_scan(scan, limit, bound=1e9, rows=6):
     }
     xs = {"add": xs["add"].astype("float32")}
     carry, ys = scan(carry, xs, np.int32(limit))
-    return arrays(carry)["total"].tolist(), np.asarray(arrays(ys))
+    ys = arrays(ys)
+    np.testing.assert_allclose(ys["half"], ys["sum"] / 2)
+    return arrays(carry)["total"].tolist(), ys["sum"]
 
 
 def test_a_scan_carries_on_and_collects():
-    total, ys = run_scan(compile_scan(count_up), limit=6)
+    total, ys = run_scan(compile_scan(count_up, OUTPUTS), limit=6)
     assert total == [6, 60]
     assert ys[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
     assert ys.dtype == np.int32
 
 
 def test_a_scan_ends_at_its_limit():
-    total, ys = run_scan(compile_scan(count_up), limit=2)
+    total, ys = run_scan(compile_scan(count_up, OUTPUTS), limit=2)
     assert total == [2, 20]
     assert ys[:2, 1].tolist() == [10, 20]
 
 
 def test_a_scan_ends_where_the_body_says():
-    total, ys = run_scan(compile_scan(count_up), limit=6, bound=3)
+    total, ys = run_scan(compile_scan(count_up, OUTPUTS), limit=6, bound=3)
     assert total == [3, 30]
     assert ys[:3, 0].tolist() == [1, 2, 3]
 
@@ -108,7 +114,7 @@ def test_another_limit_is_no_other_program():
         traces.append(x)
         return count_up(carry, x)
 
-    scan = compile_scan(body)
+    scan = compile_scan(body, OUTPUTS)
     run_scan(scan, limit=6)
     traced = len(traces)
     for limit in (1, 4):

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_chargen import CharRNN, CharTokenizer, Sampler, generation
+from keras_chargen import CharRNN, CharTokenizer, generation, scoring
 from keras_chargen.compilation import compile_function
+from keras_chargen.samplers import Sampler
 from keras_chargen.tokenizer import pad
 
 WORD = "characters"
@@ -282,9 +283,8 @@ def test_padding_and_the_unknown_id_are_never_written(model, temperature):
 @pytest.mark.parametrize("oov, read", [("drop", "ab"), ("unk", "a\ufffdb")])
 def test_unknown_characters_of_a_prompt_stay_in_the_text(oov, read):
     speller = Speller("characters", oov=oov)
-    ids = generation._Decoder(speller, Sampler("greedy"), 3, []).prompt_ids(
-        "a?c"
-    )
+    decode = generation._decoder(speller, "greedy", None, 3, 0, [], None)
+    ids = decode.prompt_ids("a?c")
     assert len(ids) == (3 if oov == "drop" else 4)
     assert generation.generate(speller, "?", 0) == "?"
     assert generation.generate(speller, "?", 3).startswith("?")
@@ -354,16 +354,148 @@ def test_a_stream_that_is_closed_works_no_further(model):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"prompt": ["a"]},
-        {"prompt": "a", "max_new_tokens": -1},
-        {"prompt": "a", "sampler": "x"},
-        {"prompt": "a", "seed": -1},
-        {"prompt": "a", "stop": [""]},
+        {"prompts": [1]},
+        {"prompts": ["a"] * 1025},
+        {"prompts": "a", "sampler": "beam"},
+        {"prompts": "a", "max_new_tokens": -1},
+        {"prompts": "a", "sampler": "x"},
+        {"prompts": "a", "seed": -1},
+        {"prompts": "a", "stop": [""]},
     ],
 )
 def test_a_stream_refuses_at_the_call(model, arguments):
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match=r"must |cannot stream"):
         model.stream(**arguments)
+
+
+@pytest.mark.parametrize("sampler", ["greedy", "random", "xtc", "mirostat"])
+def test_rows_of_a_stream_are_those_of_the_whole(model, sampler):
+    arguments = {"sampler": sampler, "seed": 3, "stop": ["e", "xq"]}
+    pieces = list(model.stream(PROMPTS, 60, **arguments))
+    rows = [
+        "".join(text for row, text in pieces if row == i)
+        for i in range(len(PROMPTS))
+    ]
+    assert rows == model.generate(PROMPTS, 60, **arguments)
+    assert all(text for _, text in pieces)
+
+
+def test_closing_a_stream_ends_the_work(model):
+    speller = Speller()
+    stream = generation.stream(speller, ["", ""], 10**6, sampler="random")
+    next(stream)
+    stream.close()
+    assert list(stream) == []
+
+
+# ------------------------------------------------- control and scores
+
+
+def test_the_end_is_held_back(model):
+    texts = model.generate(["a"] * 32, 40, sampler="random", seed=1, echo=False)
+    assert min(map(len, texts)) < 20
+    texts = model.generate(
+        ["a"] * 32, 40, sampler="random", seed=1, echo=False, min_new_tokens=20
+    )
+    assert min(map(len, texts)) >= 20
+
+
+def test_the_stop_string_may_stay(model):
+    arguments = {"sampler": "random", "seed": 5, "min_new_tokens": 30}
+    plain = model.generate("the cat", 60, echo=False, **arguments)
+    stop = plain[10:12]
+    kept = model.generate(
+        "the cat", 60, echo=False, stop=stop, include_stop=True, **arguments
+    )
+    assert kept == plain[: plain.index(stop) + 2]
+
+
+def test_scores_are_those_of_the_model(model):
+    written = model.generate(
+        PROMPTS,
+        40,
+        sampler=Sampler("top-k", 0.7, top_k=5),
+        seed=2,
+        return_scores=True,
+    )
+    for prompt, one in zip(PROMPTS, written, strict=True):
+        ids = model.tokenizer.tokenize(one.text)
+        eos = [model.tokenizer.eos_id]
+        row = np.concatenate([eos, ids, eos * (one.ended == "eos")])
+        nats = scoring._surprisal(model, [row.astype("int32")], 1)[0]
+        count = len(one.log_probs)
+        assert count == len(one.text) - len(prompt) + (one.ended == "eos")
+        np.testing.assert_allclose(
+            one.log_probs, -nats[len(nats) - count :], atol=1e-4
+        )
+
+
+def test_scores_of_the_sampler_are_those_it_drew_from(model):
+    def choose(values):
+        order = np.argsort(-values)[:3]
+        chances.append(np.exp(values[order] - values[order[0]]))
+        return order[0]
+
+    chances = []
+    one = model.generate(
+        "the cat",
+        20,
+        sampler=Sampler("top-k", top_k=3),
+        seed=2,
+        return_scores=True,
+    )
+    greedy = model.generate("the cat", 20, return_scores=True)
+    assert (greedy.sampler_log_probs == 0).all()
+    assert (greedy.log_probs < 0).all()
+    # Of three ids each has more of a chance than of all.
+    assert (one.sampler_log_probs >= one.log_probs).all()
+    step_by_step(model, "the cat", 1, choose)
+    first = np.log(chances[0] / chances[0].sum())
+    assert np.abs(first - one.sampler_log_probs[0]).min() < 1e-4
+
+
+def test_what_is_cut_off_has_no_score(model):
+    arguments = {"sampler": "random", "seed": 6, "min_new_tokens": 20}
+    plain = model.generate("a", 30, echo=False, **arguments)
+    stop = plain[4:6]
+    one = model.generate(
+        "a", 30, echo=False, stop=stop, return_scores=True, **arguments
+    )
+    assert one.ended == "stop"
+    assert len(one.log_probs) == len(one.text) == plain.index(stop)
+
+
+def test_a_part_of_a_call_gives_what_the_whole_gave(model):
+    prompts = [*PROMPTS] * 3
+    arguments = {"sampler": "random", "seed": 9, "num_samples": 2}
+    whole = model.generate(prompts, 20, **arguments)
+    part = generation.iter_generate(
+        model, iter(prompts[5:]), 20, first_row=10, **arguments
+    )
+    assert list(part) == whole[5:]
+
+
+def test_prompts_beyond_a_batch_are_written_in_turn(model, monkeypatch):
+    prompts = [*PROMPTS] * 3
+    arguments = {"sampler": "random", "seed": 9, "num_samples": 2}
+    whole = model.generate(prompts, 20, **arguments)
+    monkeypatch.setattr(generation, "MAX_ROWS", 4)
+    assert model.generate(prompts, 20, **arguments) == whole
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"min_new_tokens": -1}, "`min_new_tokens` must be"),
+        ({"min_new_tokens": 9}, "at most `max_new_tokens`"),
+        ({"temperature": [0.5, 0], "sampler": "random"}, "`temperatures`"),
+        ({"temperature": 1, "sampler": "beam"}, "`temperature` goes with"),
+        ({"pattern": "("}, "no regular expression"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate("a", 8, **arguments)
 
 
 # ---------------------------------------------------------- cost
