@@ -14,10 +14,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_chargen import beams, patterns, samplers
+from keras_chargen import beams, hub, patterns, samplers
 from keras_chargen.checks import check_integer
 from keras_chargen.compilation import compile_scan
-from keras_chargen.samplers import BeamSearch, Context, MinLength
+from keras_chargen.samplers import BeamSearch, Context, MinLength, Sampler
 from keras_chargen.stopping import cut, held_back, stop_table
 
 STRETCH = 256  # steps for which inputs are laid out at once
@@ -99,6 +99,11 @@ def generate(
     """
     alone = isinstance(prompts, str)
     prompts = _check_prompts([prompts] if alone else prompts)
+    if seed is not None and hub.is_sampler(sampler):
+        raise ValueError(
+            "`seed` does not go with a sampler of KerasHub, which has its own. "
+            f"Received: {seed!r}"
+        )
     seeds = _check_seeds(seed, len(prompts))
     texts = list(
         iter_generate(
@@ -300,6 +305,21 @@ def _decoder(
             "`min_new_tokens` must be at most `max_new_tokens`. Received: "
             f"{least} and {length}"
         )
+    if hub.is_sampler(sampler):
+        for name, value in (
+            ("temperature", temperature),
+            ("min_new_tokens", least),
+            ("pattern", pattern),
+            ("return_scores", scored),
+        ):
+            if value:
+                raise ValueError(
+                    f"`{name}` does not go with a sampler of KerasHub. "
+                    f"Received: {value!r}"
+                )
+        decoder = _HubDecoder(model, Sampler(), length, stops, None, False)
+        decoder.sampler = sampler
+        return decoder
     sampler = samplers.get(sampler, temperature)
     if least:
         sampler = sampler.before(MinLength(least))
@@ -554,6 +574,21 @@ class _BeamDecoder(_Decoder):
             return super().whole(inputs, keys, num_samples)
         return [
             found[:num_samples] for found in beams.search(self, inputs, STRETCH)
+        ]
+
+
+class _HubDecoder(_Decoder):
+    """Decodes with a sampler of KerasHub."""
+
+    streams = False
+
+    def whole(self, inputs, keys, num_samples):
+        rows = [ids for ids in inputs for _ in range(num_samples)]
+        found = hub.write(self.model, self.sampler, rows, self.length)
+        found = [{"ids": ids} for ids in found]
+        return [
+            found[i : i + num_samples]
+            for i in range(0, len(found), num_samples)
         ]
 
 

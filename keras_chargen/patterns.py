@@ -166,7 +166,8 @@ class _Automaton:
         if kind == "BRANCH":
             return self._branch(value[1], flags, state)
         if kind in _REPEATS:
-            return self._repeat(*value, flags, state)
+            least, most, inner = value
+            return self._repeat(least, most, inner, flags, state)
         raise ValueError(
             f"`pattern` {self.pattern!r} holds what no automaton can follow: "
             f"{kind.lower()}. Accepted are characters, classes, groups, | and "

@@ -1,7 +1,7 @@
 """How likely texts are under a model: log-probabilities, bits per character."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_chargen.checks import check_integer
 from keras_chargen.compilation import compile_function
-from keras_chargen.tokenizer import PADDING_ID, pad
+from keras_chargen.tokenizer import EOS_TOKEN, PADDING_ID, pad
 
 WINDOW = 256  # characters that a model reads at once; the state goes on
 _SHORTEST = 16
@@ -25,12 +25,15 @@ class Score(NamedTuple):
             not.
         dropped: Number of characters left out.
         nats: Sum of the negative natural log-probabilities.
+        surprisal: Of one text, float32 `(characters,)`, the nats of each;
+            None for several together.
     """
 
     texts: int
     characters: int
     dropped: int
     nats: float
+    surprisal: Any = None
 
     @property
     def nats_per_character(self):
@@ -51,7 +54,7 @@ class Score(NamedTuple):
             return math.inf
 
     def __add__(self, other):
-        return Score(*(a + b for a, b in zip(self, other, strict=True)))
+        return Score(*(a + b for a, b in zip(self[:4], other[:4], strict=True)))
 
 
 EMPTY = Score(0, 0, 0, 0.0)
@@ -106,8 +109,34 @@ def _score_block(model, texts, batch_size):
         ):
             dropped = len(texts[i]) - len(ids[i])
             total = float(nats.sum(dtype="float64"))
-            results[i] = Score(1, len(nats), dropped, total)
+            results[i] = Score(1, len(nats), dropped, total, nats)
     return results
+
+
+def align(model, text, score):
+    """Says which character of a text has which surprisal.
+
+    Args:
+        model: `CharRNN`.
+        text: str.
+        score: What `score` said of it.
+
+    Returns:
+        List of `(character, nats)`, the last one `"<eos>"`; nats is None for
+        a character that was not scored: left out as unknown, or the first
+        input of a model with `start=False`.
+    """
+    tokenizer = model.tokenizer
+    known = set(tokenizer.characters)
+    read = [c in known or tokenizer.unknown_id is not None for c in text]
+    if not model.start and True in read:
+        read[read.index(True)] = False
+    nats = iter(score.surprisal.tolist())
+    pairs = [
+        (c, next(nats) if was_read else None)
+        for c, was_read in zip(text, read, strict=True)
+    ]
+    return [*pairs, (EOS_TOKEN, next(nats, None))]
 
 
 def stream_score(model, pieces):

@@ -54,7 +54,7 @@ class LogitBias(LogitTransform):
             bias[places[key]] = value
         return {"bias": bias}
 
-    def __call__(self, logits, context, *, bias):  # type: ignore[override]
+    def __call__(self, logits, context, *, bias):
         return logits + bias
 
 
@@ -84,7 +84,7 @@ class _Allowing(LogitTransform):
             )
         return {"allowed": allowed}
 
-    def __call__(self, logits, context, *, allowed):  # type: ignore[override]
+    def __call__(self, logits, context, *, allowed):
         return ops.where(allowed, logits, OUT)
 
     def _among(self, tokenizer):
@@ -139,8 +139,6 @@ class MinLength(LogitTransform):
         ends[tokenizer.eos_id] = True
         return {"min_new_tokens": np.int32(self.min_new_tokens), "ends": ends}
 
-    def __call__(  # type: ignore[override]
-        self, logits, context, *, min_new_tokens, ends
-    ):
+    def __call__(self, logits, context, *, min_new_tokens, ends):
         early = (context.position < min_new_tokens)[:, None]
         return ops.where(ops.logical_and(early, ends), OUT, logits)

@@ -27,7 +27,7 @@ class TopK(LogitTransform):
     def get_config(self):
         return {"top_k": self.top_k}
 
-    def __call__(self, logits, context, *, top_k):  # type: ignore[override]
+    def __call__(self, logits, context, *, top_k):
         target = ops.zeros_like(logits[:, 0]) + top_k
         least = threshold(logits, ops.cast(logits > OUT, "float32"), target)
         return ops.where(relative(logits) >= least, logits, OUT)
@@ -50,7 +50,7 @@ class TopP(LogitTransform):
     def get_config(self):
         return {"top_p": self.top_p}
 
-    def __call__(self, logits, context, *, top_p):  # type: ignore[override]
+    def __call__(self, logits, context, *, top_p):
         weights = _weights(logits)
         target = top_p * ops.sum(weights, axis=-1)
         least = threshold(logits, weights, target)
@@ -75,7 +75,7 @@ class MinP(LogitTransform):
     def get_config(self):
         return {"min_p": self.min_p}
 
-    def __call__(self, logits, context, *, min_p):  # type: ignore[override]
+    def __call__(self, logits, context, *, min_p):
         return ops.where(_weights(logits) >= min_p, logits, OUT)
 
 
@@ -96,7 +96,7 @@ class Typical(LogitTransform):
     def get_config(self):
         return {"typical_p": self.typical_p}
 
-    def __call__(self, logits, context, *, typical_p):  # type: ignore[override]
+    def __call__(self, logits, context, *, typical_p):
         weights = _weights(logits)
         total = ops.sum(weights, axis=-1, keepdims=True)
         shifted = relative(logits)
@@ -126,7 +126,7 @@ class TopNSigma(LogitTransform):
     def get_config(self):
         return {"n_sigma": self.n_sigma}
 
-    def __call__(self, logits, context, *, n_sigma):  # type: ignore[override]
+    def __call__(self, logits, context, *, n_sigma):
         allowed = logits > OUT
         count = ops.sum(ops.cast(allowed, "float32"), axis=-1, keepdims=True)
         largest = ops.max(logits, axis=-1, keepdims=True)
@@ -160,9 +160,7 @@ class XTC(LogitTransform):
     def get_config(self):
         return {"probability": self.probability, "threshold": self.threshold}
 
-    def __call__(  # type: ignore[override]
-        self, logits, context, *, probability, threshold
-    ):
+    def __call__(self, logits, context, *, probability, threshold):
         weights = _weights(logits)
         share = weights / ops.sum(weights, axis=-1, keepdims=True)
         top = share >= threshold

@@ -40,7 +40,7 @@ class Mirostat(LogitTransform):
     def initial_state(self, batch_size, vocabulary_size):
         return np.full((batch_size,), 2 * self.tau, "float32")
 
-    def __call__(self, logits, context, *, tau, eta):  # type: ignore[override]
+    def __call__(self, logits, context, *, tau, eta):
         shifted = logits - ops.max(logits, axis=-1, keepdims=True)
         total = ops.sum(ops.exp(shifted), axis=-1, keepdims=True)
         bits = (ops.log(total) - shifted) / math.log(2)

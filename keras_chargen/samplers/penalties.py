@@ -54,7 +54,7 @@ class RepetitionPenalty(_Counting):
     def get_config(self):
         return {"penalty": self.penalty, "window": self.window}
 
-    def __call__(self, logits, context, *, penalty, window):  # type: ignore[override]
+    def __call__(self, logits, context, *, penalty, window):
         lower = ops.where(logits > 0, logits / penalty, logits * penalty)
         return ops.where(context.state > 0, lower, logits)
 
@@ -77,7 +77,7 @@ class PresencePenalty(_Counting):
     def get_config(self):
         return {"strength": self.strength, "window": self.window}
 
-    def __call__(self, logits, context, *, strength, window):  # type: ignore[override]
+    def __call__(self, logits, context, *, strength, window):
         return logits - strength * ops.cast(context.state > 0, "float32")
 
 
@@ -99,7 +99,7 @@ class FrequencyPenalty(_Counting):
     def get_config(self):
         return {"strength": self.strength, "window": self.window}
 
-    def __call__(self, logits, context, *, strength, window):  # type: ignore[override]
+    def __call__(self, logits, context, *, strength, window):
         return logits - strength * context.state
 
 
@@ -209,7 +209,7 @@ class DRY(_Matching):
         breaks[[tokenizer.characters.index(c) + 1 for c in known]] = True
         return breaks
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         logits,
         context,
@@ -246,9 +246,7 @@ class NoRepeatNGram(_Matching):
     def get_config(self):
         return {"ngram_size": self.ngram_size, "window": self.window}
 
-    def __call__(  # type: ignore[override]
-        self, logits, context, *, ngram_size, window, breaks
-    ):
+    def __call__(self, logits, context, *, ngram_size, window, breaks):
         longest = self.longest(context, window, logits.shape[-1])
         again = ops.cast(longest, "float32") >= ngram_size - 1
         return ops.where(again, -float("inf"), logits)

@@ -26,7 +26,7 @@ class Temperature(LogitTransform):
     def get_config(self):
         return {"temperature": self.temperature}
 
-    def __call__(self, logits, context, *, temperature):  # type: ignore[override]
+    def __call__(self, logits, context, *, temperature):
         return _divide(logits, temperature)
 
 
@@ -54,7 +54,7 @@ class TemperatureCycle(LogitTransform):
     def get_config(self):
         return {"temperatures": self.temperatures}
 
-    def __call__(self, logits, context, *, temperatures):  # type: ignore[override]
+    def __call__(self, logits, context, *, temperatures):
         place = context.position % temperatures.shape[0]
         return _divide(logits, ops.take(temperatures, place)[:, None])
 
@@ -89,7 +89,7 @@ class DynamicTemperature(LogitTransform):
     def get_config(self):
         return {"low": self.low, "high": self.high, "exponent": self.exponent}
 
-    def __call__(self, logits, context, *, low, high, exponent):  # type: ignore[override]
+    def __call__(self, logits, context, *, low, high, exponent):
         allowed = ops.isfinite(logits)
         shifted = logits - ops.max(logits, axis=-1, keepdims=True)
         weights = ops.exp(shifted)
