@@ -5,8 +5,11 @@ imported inside the commands, so that `--help` answers at once.
 """
 
 import contextlib
+import csv
 import enum
 import importlib.util
+import io
+import itertools
 import json
 import math
 import os
@@ -54,6 +57,14 @@ class SamplerName(enum.StrEnum):
 
     greedy = "greedy"
     random = "random"
+    top_k = "top-k"
+    top_p = "top-p"
+    min_p = "min-p"
+    typical = "typical"
+    top_n_sigma = "top-n-sigma"
+    xtc = "xtc"
+    mirostat = "mirostat"
+    beam = "beam"
 
 
 class Oov(enum.StrEnum):
@@ -75,6 +86,10 @@ CorpusName = Annotated[
 Field = Annotated[
     str | None,
     typer.Option(help="Column (name, or number from 1), key or feature."),
+]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option(help='Text of several fields: "{label}: {title}".'),
 ]
 Columns = Annotated[
     str | None,
@@ -98,6 +113,7 @@ def train(
     corpus: CorpusName,
     out: Annotated[str, typer.Option(help="The .keras file to write.")],
     field: Field = None,
+    template: TemplateOption = None,
     columns: Columns = None,
     data_dir: DataDir = None,
     mode: ModeOption = Mode.lines,
@@ -153,7 +169,9 @@ def train(
 ) -> None:
     """Train a model on a corpus and save it."""
     _check_backend(trains=True)
-    texts = _open_corpus(corpus, field, columns, mode, limit, data_dir)
+    texts = _open_corpus(
+        corpus, field, columns, mode, limit, data_dir, template
+    )
     for choice in temperature or ():
         if not (math.isfinite(choice) and choice >= 0):
             raise ValueError(
@@ -274,15 +292,98 @@ def generate(
         list[str] | None,
         typer.Option(help="Text to write on from; repeatable."),
     ] = None,
+    prompts_file: Annotated[
+        str | None,
+        typer.Option(help="File with a prompt a line; - is standard input."),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="Write to this .txt, .csv or .jsonl file, and go on with it "
+            "where an earlier run stopped."
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int, typer.Option(min=0, help="Characters to write at most.")
     ] = 100,
+    min_new_tokens: Annotated[
+        int, typer.Option(min=0, help="Characters to write at least.")
+    ] = 0,
     sampler: Annotated[
         SamplerName | None,
-        typer.Option(help="By default random with --temperature, else greedy."),
+        typer.Option(
+            help="By default the one that an option speaks of, random with "
+            "--temperature, else greedy."
+        ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Finite, >= 0; 0 is greedy.")
+        list[float] | None,
+        typer.Option(
+            help="Finite, >= 0; 0 is greedy. Repeated: taken in turn, a "
+            "character each."
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Draw from the k likeliest.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest, up to p.")
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Draw from what has this share of the likeliest."),
+    ] = None,
+    typical_p: Annotated[
+        float | None, typer.Option(help="Draw from the typical, up to p.")
+    ] = None,
+    n_sigma: Annotated[
+        float | None,
+        typer.Option(help="Draw from logits within n standard deviations."),
+    ] = None,
+    xtc_probability: Annotated[
+        float | None, typer.Option(help="How often to exclude top choices.")
+    ] = None,
+    xtc_threshold: Annotated[
+        float | None, typer.Option(help="What is a top choice.")
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option(help="Mirostat: bits per character.")
+    ] = None,
+    eta: Annotated[
+        float | None, typer.Option(help="Mirostat: how fast it adapts.")
+    ] = None,
+    num_beams: Annotated[
+        int | None, typer.Option(help="Beam search: beams side by side.")
+    ] = None,
+    length_penalty: Annotated[
+        float | None,
+        typer.Option(help="Beam search: above 0 favours long texts."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Factor on what was there; 1 is none.")
+    ] = None,
+    presence_penalty: Annotated[
+        float | None, typer.Option(help="Off the logits of what was there.")
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None, typer.Option(help="The same for each time it was there.")
+    ] = None,
+    dry: Annotated[
+        float | None,
+        typer.Option(help="Multiplier of the penalty on long repetitions."),
+    ] = None,
+    no_repeat_ngram: Annotated[
+        int | None, typer.Option(help="No n characters come twice.")
+    ] = None,
+    ban: Annotated[
+        str | None, typer.Option(help="Characters not to write.")
+    ] = None,
+    allow: Annotated[
+        str | None, typer.Option(help="Write these characters alone.")
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(help="Regular expression that the new text matches."),
     ] = None,
     num_samples: Annotated[
         int, typer.Option(min=1, help="Texts for each prompt.")
@@ -294,6 +395,9 @@ def generate(
         list[str] | None,
         typer.Option(help="Text that ends the writing; repeatable."),
     ] = None,
+    include_stop: Annotated[
+        bool, typer.Option("--include-stop", help="Keep the text that ended.")
+    ] = False,
     echo: Annotated[
         bool, typer.Option(help="Whether the prompt is printed too.")
     ] = True,
@@ -301,51 +405,448 @@ def generate(
         bool, typer.Option("--stream", help="Print text as it is written.")
     ] = False,
     as_json: Json = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Begin OUT anew.")
+    ] = False,
 ) -> None:
     """Write text with a model."""
-    prompts = prompt or [""]
-    if sampler is None:
-        sampler = (
-            SamplerName.greedy if temperature is None else SamplerName.random
+    if prompt and prompts_file:
+        raise ValueError("--prompt and --prompts-file exclude each other")
+    if out is None and force:
+        raise ValueError("--force goes with --out")
+    if out is not None and (stream or as_json):
+        raise ValueError("--out excludes --stream and --json")
+    if prompts_file is None:
+        prompts = iter(prompt or [""])
+    else:
+        prompts = _read_prompts(prompts_file)
+    if stream:
+        prompts = iter(list(itertools.islice(prompts, 2)))
+        texts = list(prompts)
+        if as_json or num_samples > 1 or len(texts) > 1:
+            raise ValueError(
+                "--stream writes one text: it goes with one prompt and "
+                "without --json and --num-samples"
+            )
+        prompts = iter(texts or [""])
+    _import_keras()
+    chosen, settings = _make_sampler(
+        sampler.value if sampler is not None else None,
+        temperature,
+        {
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "typical_p": typical_p,
+            "n_sigma": n_sigma,
+            "probability": xtc_probability,
+            "threshold": xtc_threshold,
+            "tau": tau,
+            "eta": eta,
+            "num_beams": num_beams,
+            "length_penalty": length_penalty,
+        },
+        {
+            "repetition_penalty": repetition_penalty,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "dry": dry,
+            "no_repeat_ngram": no_repeat_ngram,
+            "ban": ban,
+            "allow": allow,
+        },
+    )
+    controls = {
+        "max_new_tokens": max_new_tokens,
+        "min_new_tokens": min_new_tokens,
+        "stop": stop,
+        "include_stop": include_stop,
+        "pattern": pattern,
+        "echo": echo,
+    }
+    if out is not None:
+        _generate_file(
+            model_file,
+            prompts,
+            prompts_file,
+            out,
+            force,
+            seed,
+            num_samples,
+            chosen,
+            settings,
+            controls,
         )
-    if stream and (as_json or num_samples > 1 or len(prompts) > 1):
-        raise ValueError(
-            "--stream writes one text: it goes with one --prompt and without "
-            "--json and --num-samples"
-        )
+        return
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "big")
     model = _load(model_file)
-    settings = {
-        "max_new_tokens": max_new_tokens,
-        "sampler": sampler.value,
-        "temperature": temperature,
-        "seed": seed,
-        "stop": stop,
-        "echo": echo,
-    }
-    unknown = sorted(set("".join(prompts)) - set(model.tokenizer.characters))
-    if unknown and model.tokenizer.oov != "error":
-        verb = "skips" if model.tokenizer.oov == "drop" else "reads as unknown"
-        _log(f"the model {verb} characters it never saw: {unknown!r}")
+    prompts = _warn_of_unknown(prompts, model)
+    controls |= {"sampler": chosen, "seed": seed}
     if stream:
-        for piece in model.stream(prompts[0], **settings):
+        for piece in model.stream(next(prompts), **controls):
             _write(piece, flush=True)
         _write("\n")
         return
-    texts = model.generate(prompts, num_samples=num_samples, **settings)
-    if num_samples == 1:
-        texts = [[text] for text in texts]
+    from keras_chargen import generation
+
+    described = {**settings, **controls, "sampler": settings["sampler"]}
     if as_json:
+        given = list(prompts)
+        texts = list(
+            generation.iter_generate(
+                model, given, num_samples=num_samples, **controls
+            )
+        )
         results = [
-            {"prompt": prompt, "texts": written}
-            for prompt, written in zip(prompts, texts, strict=True)
+            {"prompt": one, "texts": written}
+            for one, written in zip(given, texts, strict=True)
         ]
-        _print_json({**settings, "model": model_file, "results": results})
+        _print_json({**described, "model": model_file, "results": results})
         return
-    for written in texts:
+    for written in generation.iter_generate(
+        model, prompts, num_samples=num_samples, **controls
+    ):
         for text in written:
             _write(text + "\n")
+
+
+def _make_sampler(name, temperature, options, transforms):
+    """Makes the sampler that the options describe, and says how."""
+    from keras_chargen import samplers
+
+    options = {k: v for k, v in options.items() if v is not None}
+    given = {k: v for k, v in transforms.items() if v is not None}
+    if name is None:
+        name = _infer_sampler(temperature, options)
+    chain = []
+    for key, value in given.items():
+        kind = {
+            "repetition_penalty": samplers.RepetitionPenalty,
+            "presence_penalty": samplers.PresencePenalty,
+            "frequency_penalty": samplers.FrequencyPenalty,
+            "dry": samplers.DRY,
+            "no_repeat_ngram": samplers.NoRepeatNGram,
+            "ban": samplers.BanCharacters,
+            "allow": samplers.AllowCharacters,
+        }[key]
+        chain.append(kind(value))
+    sampler: samplers.Sampler
+    degrees = temperature
+    if temperature is not None and len(temperature) == 1:
+        degrees = temperature[0]
+    if name == "beam":
+        if temperature is not None:
+            raise ValueError("--temperature goes with a sampler that draws")
+        unfit = sorted(set(options) - {"num_beams", "length_penalty"})
+        if unfit:
+            raise ValueError(
+                "--sampler beam takes --num-beams and --length-penalty. "
+                f"Received: {', '.join(unfit)}"
+            )
+        sampler = samplers.BeamSearch(**options, transforms=chain)
+    else:
+        sampler = samplers.Sampler(
+            name,
+            1.0 if degrees is None else degrees,
+            transforms=chain,
+            **options,
+        )
+    return sampler, {
+        "sampler": name,
+        "temperature": degrees,
+        **options,
+        **given,
+    }
+
+
+# Which sampler an option speaks of.
+_OF_SAMPLER = {
+    "top_k": "top-k",
+    "top_p": "top-p",
+    "min_p": "min-p",
+    "typical_p": "typical",
+    "n_sigma": "top-n-sigma",
+    "probability": "xtc",
+    "threshold": "xtc",
+    "tau": "mirostat",
+    "eta": "mirostat",
+    "num_beams": "beam",
+    "length_penalty": "beam",
+}
+
+
+def _infer_sampler(temperature, options):
+    names = sorted({_OF_SAMPLER[option] for option in options})
+    if len(names) > 1:
+        raise ValueError(
+            f"the options speak of several samplers: {', '.join(names)}; "
+            "accepted are those of one"
+        )
+    if names:
+        return names[0]
+    return "greedy" if temperature is None else "random"
+
+
+def _read_prompts(path):
+    """Yields the lines of a file, or of standard input, without their ends."""
+    stream: io.TextIOWrapper
+    if path == "-":
+        stream = io.TextIOWrapper(
+            sys.stdin.buffer, encoding="utf-8", errors="replace", newline="\n"
+        )
+    else:
+        # Opened at once: a missing file is missed before all work.
+        stream = open(  # noqa: SIM115
+            path, encoding="utf-8", errors="replace", newline="\n"
+        )
+
+    def lines():
+        with stream:
+            for line in stream:
+                yield line.removesuffix("\n").removesuffix("\r")
+
+    return lines()
+
+
+def _warn_of_unknown(prompts, model):
+    """Passes prompts on; says once that some character is not known."""
+    known, silent = set(model.tokenizer.characters), False
+    for prompt in prompts:
+        unknown = sorted(set(prompt) - known)
+        if unknown and not silent and model.tokenizer.oov != "error":
+            silent = True
+            verb = "skips" if model.tokenizer.oov == "drop" else "reads as "
+            verb = verb + ("" if verb == "skips" else "unknown")
+            _log(f"the model {verb} characters it never saw: {unknown!r}")
+        yield prompt
+
+
+def _generate_file(
+    model_file,
+    prompts,
+    prompts_file,
+    out,
+    force,
+    seed,
+    num_samples,
+    sampler,
+    described,
+    controls,
+):
+    from rich import progress as bars
+    from rich.console import Console
+
+    from keras_chargen import bulk
+
+    stat = os.stat(model_file)
+    settings = {
+        "model": model_file,
+        "model_bytes": stat.st_size,
+        "model_time": stat.st_mtime_ns,
+        "prompts": prompts_file,
+        "num_samples": num_samples,
+        **described,
+        **controls,
+    }
+    if seed is None:
+        begun = None if force else bulk.read_progress(out)
+        seed = begun.settings.get("seed") if begun is not None else None
+    if seed is None:
+        seed = int.from_bytes(os.urandom(4), "big")
+    progress = bulk.check_out(out, {**settings, "seed": seed}, force)
+    model = _load(model_file)
+    done = progress.prompts
+    if done:
+        _log(f"goes on after {done:,} prompts")
+    total = None
+    if prompts_file is not None and prompts_file != "-":
+        with open(prompts_file, "rb") as file:
+            total = sum(1 for _ in file)
+    with bars.Progress(
+        *bars.Progress.get_default_columns(),
+        bars.MofNCompleteColumn(),
+        console=Console(stderr=True),
+    ) as bar:
+        task = bar.add_task("prompts", total=total, completed=done)
+        try:
+            for written in bulk.write(
+                model,
+                _warn_of_unknown(prompts, model),
+                out,
+                progress,
+                num_samples,
+                seed,
+                sampler=sampler,
+                **controls,
+            ):
+                done = written
+                bar.update(task, completed=done)
+        except KeyboardInterrupt:
+            bar.stop()
+            _log(
+                f"interrupted after {done:,} prompts; the same command goes on "
+                f"with {out}"
+            )
+            raise typer.Exit(130) from None
+    _log(f"wrote the texts of {done:,} prompts to {out}")
+
+
+@app.command()
+def score(
+    model_file: ModelFile,
+    corpus: CorpusName,
+    field: Field = None,
+    template: TemplateOption = None,
+    columns: Columns = None,
+    data_dir: DataDir = None,
+    limit: Limit = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Texts read side by side.")
+    ] = 64,
+    per_character: Annotated[
+        bool,
+        typer.Option("--per-character", help="Every character by itself."),
+    ] = False,
+    as_json: Json = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV with a header.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print texts coloured by surprisal.")
+    ] = False,
+    html: Annotated[
+        str | None, typer.Option(help="Write the coloured texts as a page.")
+    ] = None,
+) -> None:
+    """Score each text of a corpus: bits per character, then the text."""
+    if as_json + as_csv + show > 1:
+        raise ValueError("--json, --csv and --show exclude each other")
+    texts = _open_corpus(
+        corpus, field, columns, Mode.lines, limit, data_dir, template
+    )
+    model = _load(model_file)
+    from keras_chargen import coloring, scoring
+
+    def scored():
+        """Texts with their scores; both are read ahead, a block at a time."""
+        ahead, again = itertools.tee(texts)
+        scores = scoring.iter_scores(model, ahead, batch_size)
+        return zip(again, scores, strict=True)
+
+    with contextlib.ExitStack() as stack:
+        page = None
+        if html is not None:
+            page = stack.enter_context(_replacing(html))
+            page.write(coloring.page_head(f"{corpus} under {model_file}"))
+        printer = _score_printer(
+            model, model_file, corpus, per_character, as_json, as_csv, show
+        )
+        printer.send(None)
+        for text, one in scored():
+            printer.send((text, one))
+            if page is not None:
+                pairs = scoring.align(model, text, one)
+                page.write(coloring.page_text(pairs, one.bits_per_character))
+        printer.close()
+        if page is not None:
+            page.write(coloring.PAGE_END)
+    if html is not None:
+        _log(f"wrote {html}")
+
+
+def _score_printer(
+    model, model_file, corpus, per_character, as_json, as_csv, show
+):
+    """Prints each `(text, Score)` that it is sent."""
+    from keras_chargen import coloring, scoring
+
+    number, console = 0, None
+    if as_json:
+        head = json.dumps({"model": model_file, "corpus": corpus})
+        _write(head[:-1] + ', "results": [')
+    elif as_csv and per_character:
+        _write_csv("text", "position", "character", "bits")
+    elif as_csv:
+        _write_csv("text", *_FIGURES)
+    elif show:
+        from rich.console import Console
+
+        # Colours were asked for, though the output may be a pipe.
+        console = Console(force_terminal=True, highlight=False, soft_wrap=True)
+    try:
+        while True:
+            text, one = yield
+            pairs = []
+            if per_character or show:
+                pairs = scoring.align(model, text, one)
+            bits = [
+                (c, None if n is None else n / math.log(2)) for c, n in pairs
+            ]
+            if as_json:
+                entry = {"text": text, **_figures(one)}
+                if per_character:
+                    entry["per_character"] = bits
+                _write(("," if number else "") + "\n" + json.dumps(entry))
+            elif as_csv and per_character:
+                for position, (character, value) in enumerate(bits):
+                    _write_csv(number, position, character, value)
+            elif as_csv:
+                _write_csv(text, *_figures(one).values())
+            elif console is not None:
+                line = coloring.rich_text(pairs)
+                line = f"{one.bits_per_character:7.3f}  " + line
+                console.print(line)
+            elif per_character:
+                for character, value in bits:
+                    shown = "      -" if value is None else f"{value:7.3f}"
+                    _write(f"{shown}  {character!r}\n")
+                _write("\n")
+            else:
+                _write(f"{one.bits_per_character:7.3f}  {text}\n")
+            number += 1
+    finally:
+        if as_json:
+            _write("\n]}\n")
+
+
+_FIGURES = (
+    "characters",
+    "dropped",
+    "nats",
+    "nats_per_character",
+    "bits_per_character",
+    "perplexity",
+)
+
+
+def _figures(score):
+    return {name: _finite(getattr(score, name)) for name in _FIGURES}
+
+
+def _finite(value):
+    # JSON has no NaN and no infinity.
+    return value if math.isfinite(value) else None
+
+
+def _write_csv(*values):
+    file = io.StringIO(newline="")
+    csv.writer(file, lineterminator="\n").writerow(values)
+    _write(file.getvalue())
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """A text file that takes its place when it is whole."""
+    beside = f"{path}.new"
+    try:
+        with open(beside, "w", encoding="utf-8", errors="replace") as file:
+            yield file
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
 
 
 @app.command()
@@ -353,6 +854,7 @@ def evaluate(
     model_file: ModelFile,
     corpus: CorpusName,
     field: Field = None,
+    template: TemplateOption = None,
     columns: Columns = None,
     data_dir: DataDir = None,
     mode: ModeOption = Mode.lines,
@@ -363,7 +865,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a corpus: characters, nats and bits per character, perplexity."""
-    texts = _open_corpus(corpus, field, columns, mode, limit, data_dir)
+    texts = _open_corpus(
+        corpus, field, columns, mode, limit, data_dir, template
+    )
     model = _load(model_file)
     from keras_chargen import scoring
 
@@ -374,19 +878,12 @@ def evaluate(
         total = sum(scores, scoring.EMPTY)
     if not total.characters:
         raise ValueError(f"{corpus} holds no character that {model_file} knows")
-    figures = {
-        "texts": total.texts,
-        "characters": total.characters,
-        "dropped": total.dropped,
-        "nats": total.nats,
-        "nats_per_character": total.nats_per_character,
-        "bits_per_character": total.bits_per_character,
-        "perplexity": total.perplexity,
-    }
     if as_json:
+        figures = {"texts": total.texts, **_figures(total)}
         _print_json({"model": model_file, "corpus": corpus, **figures})
         return
-    for name, value in figures.items():
+    for name in ("texts", *_FIGURES):
+        value = getattr(total, name)
         shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
         _write(f"{name.replace('_', ' '):<20}{shown:>18}\n")
 
@@ -553,7 +1050,7 @@ def _import_keras():
     return keras
 
 
-def _open_corpus(corpus, field, columns, mode, limit, data_dir):
+def _open_corpus(corpus, field, columns, mode, limit, data_dir, template):
     from keras_chargen.corpora import open_corpus
 
     return open_corpus(
@@ -563,6 +1060,7 @@ def _open_corpus(corpus, field, columns, mode, limit, data_dir):
         columns=columns.split(",") if columns else None,
         limit=limit,
         data_dir=data_dir,
+        template=template,
     )
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
 from keras_chargen.checks import check_choice, check_integer
+from keras_chargen.templates import Template
 
 MODES = ("lines", "windows")
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
@@ -157,6 +158,7 @@ def open_corpus(
     header: bool | None = None,
     limit: int | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    template: str | None = None,
 ) -> Corpus:
     r"""Opens a corpus by name or path.
 
@@ -194,6 +196,10 @@ def open_corpus(
         limit: Positive integer, how many texts (or pieces) to give. `None`
             gives all.
         data_dir: Path, where TFDS keeps its data. `None` is TFDS's default.
+        template: String such as `"{label}: {title}"`, which makes a text of
+            several fields, each named as `field` would be; in its place. A
+            class label of TFDS is written by its name, a number in a
+            `.jsonl` as it is.
 
     Returns:
         A `Corpus`.
@@ -209,6 +215,12 @@ def open_corpus(
     if isinstance(field, bool) or not isinstance(field, str | int | None):
         raise ValueError(
             "`field` must be a name, a column number or None. "
+            f"Received: {field!r}"
+        )
+    form = None if template is None else Template(template)
+    if form is not None and field is not None:
+        raise ValueError(
+            "`template` names its fields itself: leave `field` out. "
             f"Received: {field!r}"
         )
     if not isinstance(spec, str | os.PathLike) or not os.fspath(spec):
@@ -229,22 +241,22 @@ def open_corpus(
         )
     joined = False
     if embedded:
-        _check_no_field(name, field)
+        _check_no_field(name, field or template)
         read = _read_python_docs(mode)
     elif from_tfds:
-        read = _read_tfds(name, field, data_dir)
+        read = _read_tfds(name, field, data_dir, form)
     else:
         path = Path(name)
         _check_file(path, suffix)
         if suffix == ".txt":
-            _check_no_field(name, field)
+            _check_no_field(name, field or template)
             joined = mode == "windows"
             read = _read_pieces(path) if joined else _read_lines(path)
         elif suffix == ".jsonl":
-            read = _read_json(path, field)
+            read = _read_json(path, field, form)
         else:
             delimiter = "," if suffix == ".csv" else "\t"
-            read = _read_table(path, delimiter, field, columns, header)
+            read = _read_table(path, delimiter, field, columns, header, form)
     return Corpus(name, read, joined=joined, limit=limit)
 
 
@@ -254,7 +266,8 @@ _Read = Callable[[], Generator[str, None, None]]
 def _check_no_field(name: str, field: str | int | None) -> None:
     if field is not None:
         raise CorpusError(
-            f"{name} has no fields; leave `field` out. Received: {field!r}"
+            f"{name} has no fields; leave `field` and `template` out. "
+            f"Received: {field!r}"
         )
 
 
@@ -463,6 +476,7 @@ def _read_table(
     field: str | int | None,
     columns: Sequence[str] | None,
     header: bool | None,
+    form: Template | None,
 ) -> _Read:
     if columns is not None and (
         isinstance(columns, str)
@@ -473,11 +487,11 @@ def _read_table(
             "`columns` must be a list of column names. "
             f"Received: columns={columns!r}"
         )
-    number: int | None = None
-    if isinstance(field, int) or (field is not None and field.isdecimal()):
-        number = int(field)
+    fields = [field] if form is None else form.fields
     if header is None:
-        header = field is not None and number is None and columns is None
+        header = columns is None and any(
+            each is not None and _number(each) is None for each in fields
+        )
     with _open_text(path, newline="") as file:
         rows = _rows(file, path, delimiter)
         first_line, first = next(
@@ -489,19 +503,23 @@ def _read_table(
     if names is None and header:
         names = [_SURROGATES.sub("\ufffd", name) for name in first]
     width = len(first) if names is None else len(names)
-    index = _column_index(path, field, number, names, width)
+    indices = [
+        _column_index(path, each, _number(each), names, width)
+        for each in fields
+    ]
 
     def pick(line: int, row: list[str]) -> str:
         if not row:
             return ""
         # A row that is too long is most often one with an unquoted delimiter
         # in a text: what the field holds is then not the whole text.
-        if len(row) > width or len(row) <= index:
+        if len(row) > width or len(row) <= max(indices):
             raise CorpusError(
                 f"{path}, line {line}: the row has {len(row)} column(s); "
                 f"accepted are rows of {width}"
             )
-        return row[index]
+        picked = [row[index] for index in indices]
+        return picked[0] if form is None else form.fill(picked)
 
     if not header:
         pick(first_line, first)
@@ -516,6 +534,13 @@ def _read_table(
                     yield pick(line, row)
 
     return read
+
+
+def _number(field: str | int | None) -> int | None:
+    """The number of a column, where the field is one."""
+    if isinstance(field, int) or (field is not None and field.isdecimal()):
+        return int(field)
+    return None
 
 
 def _column_index(
@@ -561,10 +586,25 @@ def _column_index(
 # ---------------------------------------------------------------- jsonl
 
 
-def _json_text(path: Path, number: int, line: str, field: str | None) -> str:
+def _json_text(
+    path: Path,
+    number: int,
+    line: str,
+    field: str | None,
+    form: Template | None,
+) -> str:
     where = f"{path}, line {number}"
+    value = _json_value(where, line)
+    if form is None:
+        return _json_field(where, value, field)
+    return form.fill(
+        [_json_field(where, value, each, numbers=True) for each in form.fields]
+    )
+
+
+def _json_value(where: str, line: str) -> Any:
     try:
-        value = json.loads(line)
+        return json.loads(line)
     # Besides JSONDecodeError: an integer of too many digits.
     except ValueError as error:
         raise CorpusError(
@@ -576,6 +616,11 @@ def _json_text(path: Path, number: int, line: str, field: str | None) -> str:
             f"{where}: nested too deep; each line must be a JSON object or "
             "string"
         ) from error
+
+
+def _json_field(
+    where: str, value: Any, field: str | None, numbers: bool = False
+) -> str:
     if field is None:
         if isinstance(value, dict):
             raise CorpusError(
@@ -594,20 +639,24 @@ def _json_text(path: Path, number: int, line: str, field: str | None) -> str:
         )
     else:
         value = value[field]
+    if numbers and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if not isinstance(value, str):
         kind = type(value).__name__
         raise CorpusError(f"{where}: the value must be a string, not {kind}")
     return value
 
 
-def _read_json(path: Path, field: str | int | None) -> _Read:
+def _read_json(
+    path: Path, field: str | int | None, form: Template | None
+) -> _Read:
     key = None if field is None else str(field)
 
     def read() -> Generator[str, None, None]:
         with _open_text(path, newline="\n") as file:
             for number, line in enumerate(_file_lines(file, path), 1):
                 if not line.isspace():
-                    yield _json_text(path, number, line, key)
+                    yield _json_text(path, number, line, key, form)
 
     # The first line tells whether the key is there.
     with contextlib.closing(read()) as texts:
@@ -702,6 +751,7 @@ def _read_tfds(
     spec: str,
     field: str | int | None,
     data_dir: str | os.PathLike[str] | None,
+    form: Template | None,
 ) -> _Read:
     match = _TFDS_SPEC.fullmatch(spec)
     if match is None:
@@ -713,7 +763,10 @@ def _read_tfds(
     tfds = _import_tfds()
     with _quiet():
         builder = _tfds_builder(tfds, spec, name, data_dir)
-        fields = _tfds_fields(tfds, spec, builder, field)
+        if form is None:
+            fields = _tfds_fields(tfds, spec, builder, field)
+        else:
+            fields = _tfds_template_fields(tfds, spec, builder, form)
         _tfds_prepare(spec, name, builder)
         splits = sorted(builder.info.splits)
         try:
@@ -737,9 +790,11 @@ def _read_tfds(
                     ),
                 )
             for example in tfds.as_numpy(examples):
-                yield "\n".join(
-                    example[key].decode("utf-8", _MARK_ERRORS) for key in fields
-                )
+                values = [
+                    _tfds_text(builder.info.features[key], example[key])
+                    for key in fields
+                ]
+                yield "\n".join(values) if form is None else form.fill(values)
         except (tf.errors.OpError, OSError) as error:
             raise CorpusError(
                 f"{spec}: the prepared data in {builder.data_dir} cannot be "
@@ -772,6 +827,34 @@ def _tfds_builder(
         raise CorpusError(
             f"{spec}: TFDS cannot open {name!r}: {reason}"
         ) from error
+
+
+def _tfds_text(feature: Any, value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", _MARK_ERRORS)
+    return feature.int2str(int(value))
+
+
+def _tfds_template_fields(
+    tfds: Any, spec: str, builder: Any, form: Template
+) -> list[str]:
+    """The features that a template names: texts and class labels."""
+    accepted = (tfds.features.Text, tfds.features.ClassLabel)
+    features = builder.info.features
+    known = sorted(
+        key
+        for key in (
+            features if isinstance(features, tfds.features.FeaturesDict) else ()
+        )
+        if isinstance(features[key], accepted)
+    )
+    for field in form.fields:
+        if field not in known:
+            raise CorpusError(
+                f"{spec}: no text or label {field!r}; accepted are "
+                f"{', '.join(map(repr, known)) or 'none'}"
+            )
+    return form.fields
 
 
 def _tfds_fields(

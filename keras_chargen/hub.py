@@ -57,8 +57,7 @@ def _write(model, sampler, rows, length):
     def following(prompt, cache, index):
         ids = ops.take(prompt, index - 1, axis=1)
         logits, cache = model.step(ids, cache)
-        # Finite, as KerasHub multiplies probabilities of 0 with logs.
-        return ops.where(writable, logits, -1e9), None, cache
+        return ops.where(writable, logits, -float("inf")), None, cache
 
     prompt = np.zeros((batch, read + length), "int32")
     prompt[:, :read] = rows
