@@ -64,11 +64,13 @@ def check_out(out, settings, force=False):
         A `Progress`; of no prompts where `out` is new.
 
     Raises:
-        ValueError: Another suffix; `out` exists and is complete, or was begun
-            with other settings.
-        OSError: `out` cannot be written.
+        ValueError: Another suffix; no folder to write to; `out` exists and is
+            complete, or was begun with other settings.
     """
     check_choice("--out's ending", Path(out).suffix.lower(), SUFFIXES)
+    folder = Path(out).absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{out} cannot be written: no folder to write to")
     progress = None if force else read_progress(out)
     if progress is None:
         if Path(out).exists() and not force:

@@ -287,6 +287,7 @@ def train(
 
 @app.command()
 def generate(
+    context: typer.Context,
     model_file: ModelFile,
     prompt: Annotated[
         list[str] | None,
@@ -419,7 +420,7 @@ def generate(
     if prompts_file is None:
         prompts = iter(prompt or [""])
     else:
-        prompts = _read_prompts(prompts_file)
+        prompts = _read_prompts(prompts_file, context)
     if stream:
         prompts = iter(list(itertools.islice(prompts, 2)))
         texts = list(prompts)
@@ -484,9 +485,13 @@ def generate(
     prompts = _warn_of_unknown(prompts, model)
     controls |= {"sampler": chosen, "seed": seed}
     if stream:
-        for piece in model.stream(next(prompts), **controls):
-            _write(piece, flush=True)
-        _write("\n")
+        pieces = model.stream(next(prompts), **controls)
+        try:
+            for piece in pieces:
+                _write(piece, flush=True)
+        finally:
+            # Ctrl-C too leaves the cursor below what was written.
+            _write("\n", flush=True)
         return
     from keras_chargen import generation
 
@@ -588,7 +593,7 @@ def _infer_sampler(temperature, options):
     return "greedy" if temperature is None else "random"
 
 
-def _read_prompts(path):
+def _read_prompts(path, context):
     """Yields the lines of a file, or of standard input, without their ends."""
     stream: io.TextIOWrapper
     if path == "-":
@@ -601,12 +606,8 @@ def _read_prompts(path):
             path, encoding="utf-8", errors="replace", newline="\n"
         )
 
-    def lines():
-        with stream:
-            for line in stream:
-                yield line.removesuffix("\n").removesuffix("\r")
-
-    return lines()
+    context.call_on_close(stream.close)
+    return (line.removesuffix("\n").removesuffix("\r") for line in stream)
 
 
 def _warn_of_unknown(prompts, model):
@@ -795,8 +796,7 @@ def _score_printer(
                 _write_csv(text, *_figures(one).values())
             elif console is not None:
                 line = coloring.rich_text(pairs)
-                line = f"{one.bits_per_character:7.3f}  " + line
-                console.print(line)
+                console.print(f"{one.bits_per_character:7.3f}  ", line, sep="")
             elif per_character:
                 for character, value in bits:
                     shown = "      -" if value is None else f"{value:7.3f}"

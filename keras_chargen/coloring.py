@@ -2,6 +2,7 @@
 
 import html
 import math
+import unicodedata
 
 _MOST = 8.0  # bits; beyond that the colour stays
 # From what was expected to what was not: red, green, blue.
@@ -48,14 +49,12 @@ def rich_text(pairs):
 
     text = Text()
     for character, nats in pairs:
-        shown = character.encode("utf-8", "replace").decode()
         style = "dim"
         if nats is not None:
             background = color(nats / math.log(2))
             style = f"{_ink(background)} on rgb{background}".replace(" (", "(")
             style = style.replace(", ", ",")
-        # A line end keeps its colour in a sign before it.
-        text.append("\u21b5\n" if shown == "\n" else shown, style)
+        text.append(_visible(character), style)
     return text
 
 
@@ -77,8 +76,7 @@ PAGE_END = "</body>\n</html>\n"
 
 
 def _span(character, nats):
-    shown = html.escape(character.encode("utf-8", "replace").decode())
-    shown = "\u21b5\n" if character == "\n" else shown
+    shown = html.escape(_visible(character))
     if nats is None:
         return f'<span title="not scored">{shown}</span>'
     bits = nats / math.log(2)
@@ -88,6 +86,17 @@ def _span(character, nats):
         f'<span style="background:rgb({red},{green},{blue});'
         f'color:{_ink(background)}" title="{bits:.2f} bits">{shown}</span>'
     )
+
+
+def _visible(character):
+    """What shows a character, its colour, and does nothing else."""
+    if character == "\n":
+        return "\u21b5\n"
+    if len(character) == 1 and ord(character) < 32:
+        return chr(0x2400 + ord(character))  # pictures of control characters
+    if unicodedata.category(character[0]) == "Cc":
+        return "\ufffd"
+    return character.encode("utf-8", "replace").decode()
 
 
 def _ink(background):

@@ -18,7 +18,7 @@ from keras_chargen import beams, hub, patterns, samplers
 from keras_chargen.checks import check_integer
 from keras_chargen.compilation import compile_scan
 from keras_chargen.samplers import BeamSearch, Context, MinLength, Sampler
-from keras_chargen.stopping import cut, held_back, stop_table
+from keras_chargen.stopping import cut, held_back, stop_table, up_to_stop
 
 STRETCH = 256  # steps for which inputs are laid out at once
 STREAM_STEPS = 16  # steps between two pieces of a streamed text
@@ -581,6 +581,14 @@ class _HubDecoder(_Decoder):
     """Decodes with a sampler of KerasHub."""
 
     streams = False
+
+    def text(self, row, prompt, stops, include_stop):
+        # Its loop knows no stop strings: it wrote on.
+        text = self.tokenizer.detokenize(row["ids"])
+        ended = up_to_stop(text, stops)
+        if ended != text:
+            row = {"ids": row["ids"][: len(ended)]}
+        return super().text(row, prompt, stops, include_stop)
 
     def whole(self, inputs, keys, num_samples):
         rows = [ids for ids in inputs for _ in range(num_samples)]

@@ -65,6 +65,12 @@ def cut(text, stops):
     return text[: len(text) - len(ending)]
 
 
+def up_to_stop(text, stops):
+    """Returns the text up to the end of the first stop string in it."""
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    return text[: min(ends, default=len(text))]
+
+
 def held_back(text, stops):
     """Returns how many last characters of `text` may begin a stop string."""
     return max(

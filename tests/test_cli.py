@@ -1,10 +1,12 @@
 """The command line: what goes in, what comes out, and every refusal."""
 
+import csv
 import errno
 import gzip
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -14,7 +16,7 @@ from pathlib import Path
 import keras
 import pytest
 
-from keras_chargen import CharRNN, CharTokenizer, cli, save_model
+from keras_chargen import CharRNN, CharTokenizer, bulk, cli, save_model
 from keras_chargen.saving import load_model
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +26,7 @@ COMMANDS = [
     ["train"],
     ["generate"],
     ["evaluate"],
+    ["score"],
     ["info"],
     ["prepare"],
     ["prepare", "ag-news"],
@@ -675,7 +678,7 @@ def test_a_fault_of_ours_keeps_its_traceback(model_file, monkeypatch):
         return int("x")
 
     # As a framework would raise it, in a frame that is not ours.
-    monkeypatch.setattr(CharRNN, "generate", fail)
+    monkeypatch.setattr(CharRNN, "step", fail)
     with pytest.raises(ValueError, match="invalid literal"):
         cli.main(["generate", str(model_file)])
 
@@ -691,3 +694,236 @@ def test_a_reader_that_goes_away_ends_the_writing_quietly(model_file):
         err = running.stderr.read()
     assert running.returncode == 0
     assert "Traceback" not in err
+
+
+# ---------------------------------------------------------- samplers
+
+
+@pytest.mark.parametrize(
+    "options, sampler",
+    [
+        ((), "greedy"),
+        (("--temperature", 0.7), "random"),
+        (("--temperature", 0.5, "--temperature", 1.5), "random"),
+        (("--top-k", 3), "top-k"),
+        (("--top-p", 0.8, "--temperature", 0.7), "top-p"),
+        (("--min-p", 0.1), "min-p"),
+        (("--typical-p", 0.5), "typical"),
+        (("--n-sigma", 1), "top-n-sigma"),
+        (("--xtc-probability", 0.5, "--xtc-threshold", 0.1), "xtc"),
+        (("--tau", 2, "--eta", 0.2), "mirostat"),
+        (("--num-beams", 3, "--length-penalty", 1), "beam"),
+        (("--sampler", "beam", "--ban", "e"), "beam"),
+        (
+            ("--sampler", "random", "--repetition-penalty", 1.2, "--dry", 0.8),
+            "random",
+        ),
+        (("--presence-penalty", 1, "--frequency-penalty", 0.1), "greedy"),
+        (("--no-repeat-ngram", 4, "--allow", "Today "), "greedy"),
+    ],
+)
+def test_generate_takes_every_sampler(run, model_file, options, sampler):
+    code, out, _ = run(
+        *("generate", model_file, "--prompt", "Today", "--seed", 1),
+        *("--max-new-tokens", 12, "--json", *options),
+    )
+    assert code == 0
+    result = json.loads(out)
+    assert result["sampler"] == sampler
+    assert result["results"][0]["texts"][0].startswith("Today")
+    assert len(result["results"][0]["texts"][0]) <= 17
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--top-k", 3, "--top-p", 0.5), "several samplers: top-k, top-p"),
+        (("--top-p", 1.5), "`top_p` must be"),
+        (("--sampler", "greedy", "--top-k", 3), "takes no option"),
+        (("--sampler", "beam", "--temperature", 1), "a sampler that draws"),
+        (("--sampler", "beam", "--top-k", 3), "takes --num-beams"),
+        (("--num-beams", 2, "--num-samples", 3), "at most `num_beams`"),
+        (("--num-beams", 2, "--stream"), "cannot stream"),
+        (("--pattern", "("), "no regular expression"),
+        (("--pattern", "é"), "cannot be written here"),
+        (("--dry", -1), "`multiplier` must be"),
+        (("--ban", ""), "`characters` must be"),
+        (("--allow", "é"), "leaves no character"),
+        (("--min-new-tokens", 101), "at most `max_new_tokens`"),
+        (("--prompts-file", "missing.txt"), "missing.txt"),
+        (("--prompts-file", "x", "--prompt", "y"), "exclude each other"),
+        (("--out", "o.xlsx"), "must be one of '.txt'"),
+        (("--out", "o.txt", "--json"), "excludes --stream"),
+        (("--out", "missing/o.txt"), "no folder to write to"),
+        (("--force",), "goes with --out"),
+    ],
+)
+def test_generate_refuses_in_a_line(refused, model_file, options, message):
+    assert message in refused("generate", model_file, *options)
+
+
+def test_generate_writes_what_matches(run, model_file):
+    code, out, _ = run(
+        *("generate", model_file, "--pattern", "[TO][a-z]{2} (day|cat)"),
+        *("--temperature", 1, "--num-samples", 5),
+    )
+    assert code == 0
+    for line in out.splitlines():
+        assert re.fullmatch("[TO][a-z]{2} (day|cat)", line)
+
+
+# ---------------------------------------------------------- whole files
+
+
+def test_prompts_come_from_a_file_and_go_to_a_file(run, model_file, tmp_path):
+    prompts, out = tmp_path / "p.txt", tmp_path / "o.csv"
+    prompts.write_text("Today\r\n\nThe cat\n")
+    arguments = ("--max-new-tokens", 5, "--temperature", 1, "--seed", 4)
+    code, _, err = run(
+        *("generate", model_file, "--prompts-file", prompts),
+        *("--out", out, *arguments),
+    )
+    assert code == 0 and "the texts of 3 prompts" in err
+    rows = out.read_text().splitlines()
+    assert rows[0] == "prompt,seed,sample,text,log_prob"
+    assert [row.split(",")[0] for row in rows[1:]] == ["Today", "", "The cat"]
+    _, printed, _ = run(
+        "generate", model_file, "--prompts-file", prompts, *arguments
+    )
+    assert [row.split(",")[3] for row in rows[1:]] == printed.splitlines()
+
+
+def test_prompts_come_from_standard_input(run, model_file, monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO(b"Today\nThe\n"))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    code, out, _ = run(
+        *("generate", model_file, "--prompts-file", "-", "--max-new-tokens", 3)
+    )
+    lines = out.splitlines()
+    assert code == 0 and len(lines) == 2
+    assert lines[0].startswith("Today") and lines[1].startswith("The")
+
+
+def test_an_interrupted_file_goes_on(run, model_file, tmp_path, monkeypatch):
+    prompts, out = tmp_path / "p.txt", tmp_path / "o.jsonl"
+    prompts.write_text("".join(f"Today {'at'[i % 2]}\n" for i in range(20)))
+    monkeypatch.setattr(bulk, "PROMPTS_AT_ONCE", 8)
+    arguments = (
+        *("generate", model_file, "--prompts-file", prompts, "--out", out),
+        *("--max-new-tokens", 5, "--temperature", 1),
+    )
+    marks = []
+
+    def interrupt(path, progress):
+        marks.append(progress)
+        mark(path, progress)
+        if len(marks) == 2:
+            raise KeyboardInterrupt
+
+    mark = bulk.mark
+    monkeypatch.setattr(bulk, "mark", interrupt)
+    code, _, err = run(*arguments)
+    assert code == 130 and "interrupted after" in err
+    monkeypatch.setattr(bulk, "mark", mark)
+    # Without a seed the one that was begun with goes on.
+    code, _, err = run(*arguments)
+    assert code == 0 and "goes on after 8 prompts" in err
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 20 and len({row["seed"] for row in rows}) == 1
+    assert "exists; --force" in run(*arguments)[2]
+
+
+# ---------------------------------------------------------- score
+
+
+def test_score_prints_each_text_with_its_bits(run, model_file, corpus):
+    code, out, _ = run("score", model_file, "--corpus", corpus, "--limit", 3)
+    assert code == 0
+    scores = load_model(model_file).score(TEXTS[:3])
+    for line, text, one in zip(
+        out.splitlines(), TEXTS[:3], scores, strict=True
+    ):
+        assert line == f"{one.bits_per_character:7.3f}  {text}"
+
+
+def test_score_prints_one_json_object(run, model_file, corpus):
+    arguments = ("score", model_file, "--corpus", corpus, "--limit", 2)
+    code, out, _ = run(*arguments, "--json", "--per-character")
+    result = json.loads(out)
+    assert code == 0 and len(result["results"]) == 2
+    first = result["results"][0]
+    assert [c for c, _ in first["per_character"]] == [*TEXTS[0], "<eos>"]
+    bits = sum(bits for _, bits in first["per_character"])
+    assert bits / first["characters"] == pytest.approx(
+        first["bits_per_character"], rel=1e-5
+    )
+    assert "per_character" not in json.loads(run(*arguments, "--json")[1])
+
+
+def test_score_prints_csv(run, model_file, corpus):
+    arguments = ("score", model_file, "--corpus", corpus, "--limit", 2)
+    rows = list(csv.DictReader(run(*arguments, "--csv")[1].splitlines()))
+    assert [row["text"] for row in rows] == TEXTS[:2]
+    assert float(rows[0]["perplexity"]) > 1
+    out = run(*arguments, "--csv", "--per-character")[1]
+    rows = list(csv.DictReader(out.splitlines()))
+    assert [r["character"] for r in rows if r["text"] == "1"] == [
+        *TEXTS[1],
+        "<eos>",
+    ]
+
+
+def test_score_prints_every_character(run, model_file, corpus):
+    arguments = ("score", model_file, "--corpus", corpus, "--limit", 1)
+    lines = run(*arguments, "--per-character")[1].splitlines()
+    assert [line.split("  ")[-1] for line in lines[:-1]] == [
+        repr(c) for c in [*TEXTS[0], "<eos>"]
+    ]
+
+
+def test_score_shows_colours(run, model_file, corpus, tmp_path):
+    page = tmp_path / "page.html"
+    code, out, err = run(
+        *("score", model_file, "--corpus", corpus, "--limit", 2),
+        *("--show", "--html", page),
+    )
+    assert code == 0 and f"wrote {page}" in err
+    assert "\x1b[" in out and "T" in out
+    text = page.read_text()
+    assert text.count("<p><b>") == 2 and text.endswith("</html>\n")
+    assert not (tmp_path / "page.html.new").exists()
+
+
+def test_a_page_that_fails_replaces_nothing(run, model_file, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('"Today"\n' * 2000 + "{\n")
+    code, _, err = run(
+        "score", model_file, "--corpus", bad, "--html", page, "--json"
+    )
+    assert code == 2 and "line 2001" in err
+    assert page.read_text() == "mine"
+    assert not (tmp_path / "page.html.new").exists()
+
+
+def test_score_refuses_two_outputs(refused, model_file, corpus):
+    line = refused("score", model_file, "--corpus", corpus, "--json", "--show")
+    assert "exclude each other" in line
+
+
+@trains
+def test_a_template_makes_texts_of_several_fields(train, run, tmp_path):
+    table = tmp_path / "t.csv"
+    rows = [["kind", "text"], ["a", "Today"], ["b", "The cat"]]
+    table.write_text("".join(",".join(row) + "\n" for row in rows) * 1)
+    with open(table, "a") as file:
+        file.write("a,Today\nb,The cat\n" * 20)
+    template = "{kind}: {text}"
+    code, _, _, target = train("--template", template, texts=table)
+    assert code == 0
+    out = run(
+        "score", target, "--corpus", table, "--template", template, "--csv"
+    )[1]
+    rows = list(csv.DictReader(out.splitlines()))
+    assert {row["text"] for row in rows} == {"a: Today", "b: The cat"}
