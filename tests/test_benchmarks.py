@@ -39,3 +39,46 @@ def test_throughput_says_how_to_use_it(benchmarks, capsys):
         throughput.main(["--help"])
     assert exit_.value.code == 0
     assert "--toy" in capsys.readouterr().out
+
+
+def test_samplers_measures_every_chain(benchmarks, capsys, monkeypatch):
+    from benchmarks import samplers
+
+    monkeypatch.setattr(samplers, "STEPS", 3)
+    monkeypatch.setattr(samplers, "UNITS", 4)
+    samplers.main(["speed", "--repeats", "1"])
+    out = capsys.readouterr().out
+    for name, *_ in samplers.chains():
+        assert name in out
+
+
+def test_samplers_tells_how_varied_texts_are(
+    benchmarks, capsys, monkeypatch, tmp_path
+):
+    from benchmarks import samplers
+    from keras_chargen import CharRNN, CharTokenizer, save_model
+
+    texts = ["Today is a day", "The cat sat down", "On Sunday"] * 4
+    tokenizer = CharTokenizer()
+    tokenizer.adapt(texts)
+    save_model(CharRNN(tokenizer, units=4), tmp_path / "m.keras")
+    (tmp_path / "t.txt").write_text("\n".join(texts))
+    samplers.main(
+        ["text", str(tmp_path / "m.keras"), "--corpus", str(tmp_path / "t.txt")]
+    )
+    out = capsys.readouterr().out
+    assert "greedy, DRY" in out and "area under the curve" in out
+
+
+def test_the_figures_of_samplers_are_what_they_say(benchmarks):
+    import numpy as np
+
+    from benchmarks import samplers
+
+    assert samplers.distinct(["abab"], 2) == 2 / 3
+    assert samplers.repetition(["abcabc", "xyz"], 3) == 1 / 5
+    real, garbled = np.array([1.0, 2.0]), np.array([1.5, 3.0])
+    assert samplers.area_under_curve(real, garbled) == 0.75
+    rng = np.random.default_rng(0)
+    assert samplers.swapped("a a", rng) is None
+    assert samplers.swapped("a bc d", rng) == "a cb d"

@@ -14,22 +14,29 @@ import keras_chargen
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "keras_chargen"
-ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py"))
+ROOMS = sorted(
+    path.relative_to(PACKAGE).with_suffix("").as_posix()
+    for path in PACKAGE.rglob("*.py")
+)
 
 # Third-party modules that a room may import: anywhere, and beyond that inside
 # functions alone. The rooms not named here may import Keras and NumPy.
 ANYWHERE = {
     "__init__": set(),
     "__main__": set(),
+    "bulk": set(),
     "cli": {"typer"},
+    "coloring": set(),
     "corpora": set(),
     "graph_text": {"tensorflow"},
     "pipeline": {"keras", "numpy", "tensorflow"},
+    "templates": set(),
     "tensorboard": {"tensorflow"},
 }
 INSIDE_FUNCTIONS = {
     "callbacks": {"rich"},
     "cli": {"keras", "numpy", "rich"},
+    "coloring": {"rich"},
     "compilation": {"jax", "openvino", "tensorflow", "torch"},
     "corpora": {"tensorflow", "tensorflow_datasets"},
     "recurrent": {"torch"},

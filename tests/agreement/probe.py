@@ -11,8 +11,46 @@ import numpy as np
 
 import keras_chargen
 from keras_chargen.compilation import compile_function
+from keras_chargen.samplers import (
+    CUTS,
+    DRY,
+    AllowCharacters,
+    BanCharacters,
+    BeamSearch,
+    DynamicTemperature,
+    FrequencyPenalty,
+    LogitBias,
+    MinLength,
+    NoRepeatNGram,
+    PresencePenalty,
+    RepetitionPenalty,
+    Sampler,
+    TemperatureCycle,
+)
 
 PROMPTS = ["The ", "", "A class is"]
+SAMPLERS = [
+    *(Sampler(name) for name in CUTS if name not in ("greedy", "random")),
+    *(
+        Sampler("random", 0.9, transforms=[transform])
+        for transform in (
+            TemperatureCycle([0.5, 1.5]),
+            DynamicTemperature(),
+            RepetitionPenalty(),
+            PresencePenalty(),
+            FrequencyPenalty(),
+            DRY(allowed_length=2),
+            NoRepeatNGram(3),
+            LogitBias({"e": 1.0, "<eos>": -2.0}),
+            BanCharacters("etaoin"),
+            AllowCharacters("etaoin srhl"),
+            MinLength(30),
+        )
+    ),
+    BeamSearch(4),
+    BeamSearch(3, 1.0, transforms=[FrequencyPenalty()]),
+]
+PATTERN = r"[a-z]+ (is|are|may be) [a-z ]{3,9}\."
 
 
 def main(path):
@@ -41,6 +79,24 @@ def main(path):
                 "sampled": [
                     model.generate(PROMPTS, 80, seed=seed, **random)
                     for seed in (1, 2)
+                ],
+                "chains": {
+                    repr(sampler): model.generate(
+                        PROMPTS, 40, sampler=sampler, seed=4
+                    )
+                    for sampler in SAMPLERS
+                },
+                "matching": [
+                    model.generate(
+                        PROMPTS, 40, sampler=name, seed=5, pattern=PATTERN
+                    )
+                    for name in ("greedy", "random", "beam")
+                ],
+                "log_probs": [
+                    float(one.log_probs.sum() + one.sampler_log_probs.sum())
+                    for one in model.generate(
+                        PROMPTS, 40, seed=6, return_scores=True, **random
+                    )
                 ],
                 "streamed": list(model.stream("The ", 40, seed=3, **random)),
                 "nats": [

@@ -65,8 +65,9 @@ def test_a_model_says_the_same_under(backend, trained):
     for name, logits in found["logits"].items():
         difference = np.subtract(logits, expected["logits"]["read"])
         assert np.abs(difference).max() <= 1e-4, name
-    for name in ("greedy", "sampled", "streamed"):
+    for name in ("greedy", "sampled", "streamed", "chains", "matching"):
         assert found[name] == expected[name], name
+    assert found["log_probs"] == pytest.approx(expected["log_probs"], rel=1e-4)
     assert found["nats"] == pytest.approx(expected["nats"], rel=1e-5)
     # Neither empty nor all alike, or equal texts would say little.
     assert len(set(found["sampled"][0] + found["sampled"][1])) == 6
