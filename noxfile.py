@@ -149,7 +149,7 @@ def inference(session, backend):
 def tests(session, backend):
     """All tests but those that compare backends."""
     extra = "" if backend == "tensorflow" else f",{backend}"
-    install(session, "-e", f".[tensorboard{extra}]", *TEST)
+    install(session, "-e", f".[hub,tensorboard{extra}]", *TEST)
     run_pytest(session, backend, "--ignore=tests/agreement")
 
 

@@ -6,7 +6,7 @@ from keras import ops
 from keras_chargen.compilation import sorts_slowly
 
 RANGE = 100.0  # e^-100 is 0 in float32: what lies lower can never be drawn
-_ROUNDS = 32
+_ROUNDS, _STRIDE = 30, 6  # halvings at most, and between two looks
 
 
 def threshold(keys, weights, target):
@@ -48,21 +48,24 @@ def _bisect(keys, weights, target):
     # The rows lie in the last axis, along which a CPU adds at full width.
     keys, weights = ops.transpose(keys), ops.transpose(weights)  # (V, B)
 
-    def weight(least):
-        return ops.sum(ops.where(keys >= least, weights, 0.0), axis=0)
+    def halve(low, high):
+        middle = (low + high) / 2
+        weight = ops.sum(ops.where(keys >= middle, weights, 0.0), axis=0)
+        enough = weight >= target
+        return ops.where(enough, middle, low), ops.where(enough, high, middle)
 
     def search(rounds, low, high, going):
-        middle = (low + high) / 2
-        enough = weight(middle) >= target
-        low = ops.where(enough, middle, low)
-        high = ops.where(enough, high, middle)
+        for _ in range(_STRIDE):
+            low, high = halve(low, high)
         between = ops.logical_and(keys >= low, keys < high)
         left = ops.sum(ops.cast(between, "float32"), axis=0)
-        rounds = rounds + 1
+        rounds = rounds + _STRIDE
         going = ops.logical_and(rounds < _ROUNDS, ops.any(left > 1))
         return rounds, low, high, going
 
-    low = ops.full_like(target, -RANGE)
+    # All of it inside the loop: outside, XLA would compute the keys anew for
+    # each use.
+    low = ops.min(keys, axis=0)
     # Just above the largest key, which is 0.
     high = ops.full_like(target, keras.config.epsilon())
     start = (ops.zeros((), "int32"), low, high, ops.ones((), "bool"))
