@@ -586,7 +586,7 @@ class _HubDecoder(_Decoder):
         # Its loop knows no stop strings: it wrote on.
         text = self.tokenizer.detokenize(row["ids"])
         ended = up_to_stop(text, stops)
-        if ended != text:
+        if cut(ended, stops) != ended:
             row = {"ids": row["ids"][: len(ended)]}
         return super().text(row, prompt, stops, include_stop)
 

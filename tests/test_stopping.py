@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_chargen.stopping import cut, held_back, stop_table
+from keras_chargen.stopping import cut, held_back, stop_table, up_to_stop
 from keras_chargen.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer([*"abc"])
@@ -81,3 +81,9 @@ def test_what_may_begin_a_stop_string_is_held_back(text, stops):
     for stop in stops:
         for size in range(held + 1, len(stop)):
             assert not text.endswith(stop[:size])
+
+
+def test_the_first_stop_string_ends_a_text():
+    assert up_to_stop("one, two; three", [";", ", "]) == "one, "
+    assert up_to_stop("one", [";"]) == "one"
+    assert up_to_stop("ab;", [";"]) == "ab;"
