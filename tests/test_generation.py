@@ -7,7 +7,16 @@ from keras import ops
 
 from keras_chargen import CharRNN, CharTokenizer, generation, scoring
 from keras_chargen.compilation import compile_function
-from keras_chargen.samplers import Sampler
+from keras_chargen.samplers import (
+    DRY,
+    BanCharacters,
+    BeamSearch,
+    FrequencyPenalty,
+    LogitBias,
+    MinLength,
+    NoRepeatNGram,
+    Sampler,
+)
 from keras_chargen.tokenizer import pad
 
 WORD = "characters"
@@ -499,6 +508,52 @@ def test_what_is_out_of_range_is_refused(model, arguments, message):
 
 
 # ---------------------------------------------------------- cost
+
+
+PAIRS = [
+    (Sampler("top-k", 0.7, top_k=3), Sampler("top-k", 0.8, top_k=5)),
+    (Sampler("top-p", 0.7, top_p=0.5), Sampler("top-p", 0.8, top_p=0.9)),
+    (Sampler("xtc", threshold=0.1), Sampler("xtc", threshold=0.2)),
+    (Sampler("mirostat", tau=1.0), Sampler("mirostat", tau=2.0, eta=0.3)),
+    (Sampler("random", [0.5, 1.0]), Sampler("random", [0.7, 2.0])),
+    *(
+        (Sampler("greedy", transforms=[a]), Sampler("greedy", transforms=[b]))
+        for a, b in (
+            (DRY(0.5, window=20), DRY(1.5, base=2.0, window=30)),
+            (NoRepeatNGram(3), NoRepeatNGram(4)),
+            (FrequencyPenalty(0.1, window=9), FrequencyPenalty(0.2, window=8)),
+            (LogitBias({"c": 1.0}), LogitBias({"h": 2.0, "a": -1.0})),
+            (BanCharacters("c"), BanCharacters("ha")),
+            (MinLength(2), MinLength(4)),
+        )
+    ),
+    (BeamSearch(2, 0.0), BeamSearch(2, 1.0)),
+]
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() not in ("jax", "tensorflow", "openvino"),
+    reason="runs step by step",
+)
+@pytest.mark.parametrize("one, other", PAIRS, ids=lambda sampler: repr(sampler))
+def test_other_numbers_of_a_chain_compile_nothing(one, other):
+    speller = Speller()
+    generation.generate(speller, "c", 9, sampler=one)
+    traced = speller.steps
+    generation.generate(speller, "c", 8, sampler=other)
+    assert speller.steps == traced
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() not in ("jax", "tensorflow", "openvino"),
+    reason="runs step by step",
+)
+def test_another_pattern_compiles_nothing():
+    speller = Speller()
+    generation.generate(speller, "c", 9, pattern="[a-z]+")
+    traced = speller.steps
+    generation.generate(speller, "c", 8, pattern="c?[hast]+e*")
+    assert speller.steps == traced
 
 
 @pytest.mark.skipif(

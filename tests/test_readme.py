@@ -48,7 +48,14 @@ def commands():
 
 def test_readme_shows_every_command():
     shown = {arguments[0] for arguments in commands()}
-    assert shown == {"train", "generate", "evaluate", "info", "prepare"}
+    assert shown == {
+        "train",
+        "generate",
+        "evaluate",
+        "info",
+        "prepare",
+        "score",
+    }
 
 
 @pytest.mark.parametrize("arguments", commands(), ids=" ".join)
