@@ -169,7 +169,8 @@ def _body(model, sampler, eos_id):
         )
         closes = ops.logical_and(closes, writes[:, None])
         power = carry["length_penalty"]
-        length = ops.cast(new_length, "float32")[:, None]
+        # Not 0, while a prompt is read.
+        length = ops.cast(ops.maximum(new_length, 1), "float32")[:, None]
         finished = _merge(
             carry["finished"],
             {

@@ -881,7 +881,9 @@ def test_score_prints_every_character(run, model_file, corpus):
     ]
 
 
-def test_score_shows_colours(run, model_file, corpus, tmp_path):
+def test_score_shows_colours(run, model_file, corpus, tmp_path, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
     page = tmp_path / "page.html"
     code, out, err = run(
         *("score", model_file, "--corpus", corpus, "--limit", 2),

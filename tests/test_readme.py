@@ -1,5 +1,6 @@
 """What README shows runs as it stands."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -40,10 +41,14 @@ def test_the_python_examples_run_in_order(tmp_path, monkeypatch, capsys):
 
 def commands():
     """The commands of README that start ours, as lists of arguments."""
-    lines = "\n".join(blocks("sh")).splitlines()
-    parts = [part.strip() for line in lines for part in line.split("&&")]
-    words = [shlex.split(part, comments=True) for part in parts]
-    return [w[1:] for w in words if w and w[0].endswith("keras-chargen")]
+    found = []
+    for line in "\n".join(blocks("sh")).splitlines():
+        words = shlex.split(line, comments=True)
+        for joint, part in itertools.groupby(words, {"&&", "|"}.__contains__):
+            part = list(part)
+            if not joint and part[0].endswith("keras-chargen"):
+                found.append(part[1:])
+    return found
 
 
 def test_readme_shows_every_command():
