@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import subprocess
 import sys
 import tarfile
@@ -1372,3 +1373,80 @@ def test_tensorflow_loses_the_gpus_unless_it_is_the_backend(
     monkeypatch.setenv("KERAS_BACKEND", backend)
     corpora.hide_gpus_from_tensorflow()
     assert calls == ([] if backend == "tensorflow" else [([], "GPU")])
+
+
+# ---------------------------------------------------------------- templates
+
+LABELS = ["World", "Sports", "Business", "Sci/Tech"]
+
+
+@pytest.mark.needs_tensorflow
+def test_a_template_names_the_labels_of_ag_news(prepared):
+    texts = exhaust(
+        "tfds:ag_news_subset",
+        template="{label}: {title}",
+        data_dir=prepared,
+    )
+    wanted = [f"{LABELS[int(r[0]) - 1]}: {r[1]}" for r in ROWS["train"]]
+    assert sorted(texts) == sorted(wanted)
+
+
+@pytest.mark.needs_tensorflow
+def test_an_unknown_feature_of_a_template_is_told(prepared):
+    message = error_of(
+        open_corpus,
+        "tfds:ag_news_subset",
+        template="{kind}: {title}",
+        data_dir=prepared,
+    )
+    assert "no text or label 'kind'; accepted are 'description', 'label'" in (
+        message
+    )
+
+
+@pytest.mark.parametrize(
+    "template, columns, wanted",
+    [
+        ("{b}-{a}", None, ["2-1", "4-3"]),
+        ("{2}-{1}", None, ["b-a", "2-1", "4-3"]),
+        ("{y}, {x}, {y}", ["x", "y"], ["b, a, b", "2, 1, 2", "4, 3, 4"]),
+    ],
+)
+def test_a_template_joins_columns(tmp_path, template, columns, wanted):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n1,2\n3,4\n")
+    assert exhaust(path, template=template, columns=columns) == wanted
+
+
+def test_a_template_joins_keys(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"a": "x", "n": 3}\n{"a": "y", "n": 4}\n')
+    assert exhaust(path, template="{n}. {a}") == ["3. x", "4. y"]
+
+
+@pytest.mark.parametrize(
+    "name, content, template, message",
+    [
+        ("t.csv", "a,b\n1,2\n", "{a}-{c}", "no column 'c'"),
+        ("t.csv", "a,b\n1\n", "{a}-{b}", "line 2: the row has 1 column"),
+        ("t.jsonl", '{"a": "x"}\n', "{a}-{b}", "no key 'b'"),
+        ("t.jsonl", '{"a": null}\n', "{a}", "must be a string"),
+        ("t.jsonl", '"x"\n', "{a}", "not a JSON object"),
+        ("t.txt", "x\n", "{a}", "has no fields"),
+        ("t.csv", "a,b\n1,2\n", "a", "must name a field"),
+    ],
+)
+def test_a_template_that_does_not_fit_is_refused(
+    tmp_path, name, content, template, message
+):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        exhaust(path, template=template)
+
+
+def test_a_template_goes_without_a_field(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="leave `field` out"):
+        open_corpus(path, template="{a}", field="b")
