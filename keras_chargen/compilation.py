@@ -30,6 +30,15 @@ def sorts_slowly():
     return keras.backend.backend() in ("jax", "tensorflow")
 
 
+def runs_loops_eagerly():
+    """Whether a loop of `keras.ops` outside compiled code may be long.
+
+    An eager tensor of OpenVINO carries the graph of all that made it, which
+    grows with every round until its compiler overflows the stack.
+    """
+    return keras.backend.backend() != "openvino"
+
+
 def compile_function(function, variables=()):
     """Compiles a pure function of tensors for the active backend.
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_chargen.compilation import compile_function
+from keras_chargen.compilation import compile_function, runs_loops_eagerly
 
 
 def is_sampler(value):
@@ -27,7 +27,15 @@ def write(model, sampler, inputs, length):
     Returns:
         For each of `inputs` int32 `(n,)`, n <= length, `<eos>` included where
         it was written. Of several beams the best.
+
+    Raises:
+        ValueError: The backend is OpenVINO.
     """
+    if not runs_loops_eagerly():
+        raise ValueError(
+            "samplers of KerasHub run under TensorFlow, JAX, Torch and NumPy. "
+            f"Received: KERAS_BACKEND={keras.backend.backend()}"
+        )
     results: list = [None] * len(inputs)
     # KerasHub's beams count forced characters as choices: rows of one length
     # have none.

@@ -314,6 +314,8 @@ def permit(logits, pattern, left):
         begins a match.
     """
     need = ops.take(pattern["need"], pattern["state"], axis=0)
+    # Below 0 where a row is done: it too keeps an id, that nobody reads.
+    left = ops.maximum(left, 0)
     free = ops.logical_not(pattern["fits"])
     keep = ops.logical_or(
         need <= left[:, None], ops.logical_and(free, need < DEAD)

@@ -19,9 +19,17 @@ TRAINS = keras.backend.backend() in ("tensorflow", "jax", "torch")
 keras.config.disable_traceback_filtering()
 
 # The first call of anything compiles, so a deadline says nothing.
-hypothesis.settings.register_profile("local", deadline=None)
+# Eager OpenVINO compiles every operation: a tenth of the examples there.
+EXAMPLES = 10 if keras.backend.backend() == "openvino" else 100
 hypothesis.settings.register_profile(
-    "ci", deadline=None, derandomize=True, print_blob=True
+    "local", deadline=None, max_examples=EXAMPLES
+)
+hypothesis.settings.register_profile(
+    "ci",
+    deadline=None,
+    max_examples=EXAMPLES,
+    derandomize=True,
+    print_blob=True,
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "local"))
 

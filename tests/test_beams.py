@@ -63,7 +63,7 @@ def ranked(model, length, penalty):
     return sorted(scores.items(), key=lambda item: -item[1])
 
 
-@settings(max_examples=15)
+@settings(max_examples=settings.default.max_examples // 10)
 @given(
     st.integers(0, 10**6), st.integers(1, 4), st.sampled_from([0.0, 1.0, -0.5])
 )

@@ -73,7 +73,6 @@ def begins(table, word):
     return True
 
 
-@settings(max_examples=50)
 @given(EXPRESSIONS)
 def test_the_table_accepts_what_re_accepts(pattern):
     try:
@@ -85,7 +84,6 @@ def test_the_table_accepts_what_re_accepts(pattern):
         assert accepts(table, word) == bool(re.fullmatch(pattern, word)), word
 
 
-@settings(max_examples=50)
 @given(EXPRESSIONS)
 def test_the_need_is_the_least_that_completes(pattern):
     try:
@@ -104,7 +102,7 @@ def test_the_need_is_the_least_that_completes(pattern):
         state, left = table.following[state, i], left - 1
 
 
-@settings(max_examples=25)
+@settings(max_examples=settings.default.max_examples // 5)
 @given(
     EXPRESSIONS,
     st.integers(0, 2),

@@ -153,7 +153,8 @@ class Sampler:
             logits = transform(logits, own, **values)
             outputs.append(logits)
         if any(not isinstance(t, Temperature) for t in self.chain):
-            some = ops.max(logits, axis=-1, keepdims=True) > -float("inf")
+            # Not by the largest: OpenVINO knows no largest of -inf alone.
+            some = ops.any(logits > -float("inf"), axis=-1, keepdims=True)
             logits = ops.where(some, logits, incoming)
         return logits, outputs
 

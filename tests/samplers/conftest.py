@@ -10,6 +10,8 @@ from keras_chargen.samplers import Context, Sampler
 
 
 def convert(values):
+    # By way of NumPy: OpenVINO's tensors carry all that made them.
+    values = keras.tree.map_structure(ops.convert_to_numpy, values)
     return keras.tree.map_structure(ops.convert_to_tensor, values)
 
 
@@ -43,8 +45,8 @@ def apply(tokenizer):
                 numbers,
                 state,
             )
-            state = sampler.remember(
-                outputs, convert(ids), context, numbers, state
+            state = convert(
+                sampler.remember(outputs, convert(ids), context, numbers, state)
             )
         result, _ = sampler.transform(convert(logits), context, numbers, state)
         return ops.convert_to_numpy(result)

@@ -13,6 +13,8 @@ LOGITS = np.log(np.array([[0.4, 0.3, 0.2, 0.06, 0.04]], "float32"))
 
 
 def convert(values):
+    # By way of NumPy: OpenVINO's tensors carry all that made them.
+    values = keras.tree.map_structure(ops.convert_to_numpy, values)
     return keras.tree.map_structure(ops.convert_to_tensor, values)
 
 
@@ -26,7 +28,7 @@ def step(sampler, logits, ids, state, writes=True):
     out, outputs = sampler.transform(convert(logits), context, numbers, state)
     ids = convert(np.asarray(ids, "int32"))
     state = sampler.remember(outputs, ids, context, numbers, state)
-    return ops.convert_to_numpy(out), state
+    return ops.convert_to_numpy(out), convert(state)
 
 
 def reference(probabilities, ids, tau, eta):
@@ -88,7 +90,7 @@ def test_what_is_written_surprises_by_tau():
             convert(logits.astype("float32")), context, numbers, state
         )
         ids = sampler.choose(out, convert(rng.random(64, "float32")))
-        state = sampler.remember(outputs, ids, context, numbers, state)
+        state = convert(sampler.remember(outputs, ids, context, numbers, state))
         left = np.exp(np.float64(ops.convert_to_numpy(out)))
         left /= left.sum(axis=1, keepdims=True)
         chosen = left[np.arange(64), ops.convert_to_numpy(ids)]
