@@ -4,7 +4,8 @@ import numpy as np
 from keras import ops, tree
 
 from keras_chargen import patterns
-from keras_chargen.compilation import compile_scan
+from keras_chargen.automata import follow
+from keras_chargen.compilation import compile_scan, round_up
 from keras_chargen.samplers import Context
 
 OUT = -float("inf")
@@ -30,7 +31,7 @@ def search(decode, inputs, stretch):
     """
     beams = decode.sampler.num_beams
     batch = len(inputs)
-    size = 1 << (batch - 1).bit_length()
+    size = round_up(batch)
     # Rows beyond the batch read what the first one reads, and are left out.
     inputs = [*inputs, *[inputs[0]] * (size - batch)]
     rows = [ids for ids in inputs for _ in range(beams)]
@@ -149,11 +150,8 @@ def _body(model, sampler, eos_id):
         }
         ends = ids == eos_id
         if "stop" in carry:
-            table = carry["stop"]["table"]
             states = _pick_rows(carry["stop"]["state"], parents)
-            stops = ops.take(
-                ops.reshape(table, (-1,)), states * table.shape[1] + ids
-            )
+            stops = follow(carry["stop"]["table"], states, ids)
             ends = ops.logical_or(ends, stops < 0)
 
         # A text may end where it is among the best N, and at the last step.

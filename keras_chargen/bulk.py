@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from keras_chargen import generation
 from keras_chargen.checks import check_choice
+from keras_chargen.files import replacing
 
 SUFFIXES = (".txt", ".csv", ".jsonl")
 COLUMNS = ("prompt", "seed", "sample", "text", "log_prob")
@@ -141,10 +142,8 @@ def write(model, prompts, out, progress, num_samples, seed, **settings):
 
 def mark(out, progress):
     """Writes the progress of a file, whole or not at all."""
-    path = progress_path(out)
-    beside = Path(f"{path}.new")
-    beside.write_text(json.dumps(progress._asdict()), encoding="utf-8")
-    beside.replace(path)
+    with replacing(progress_path(out)) as beside:
+        beside.write_text(json.dumps(progress._asdict()), encoding="utf-8")
 
 
 def _record(out, prompt, seed, texts):

@@ -29,6 +29,13 @@ def check_number(name, value, low=-math.inf, high=math.inf):
     return number
 
 
+def check_positive(name, value, high=math.inf):
+    """Returns `value` as a finite float above 0 and at most `high`."""
+    if _as_float(value) == 0:
+        raise ValueError(f"`{name}` must be above 0. Received: {value!r}")
+    return check_number(name, value, 0, high)
+
+
 def _as_float(value):
     if isinstance(value, bool) or not isinstance(value, Real):
         return math.nan

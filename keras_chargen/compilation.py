@@ -39,6 +39,11 @@ def runs_loops_eagerly():
     return keras.backend.backend() != "openvino"
 
 
+def round_up(size):
+    """Returns the next power of two: few shapes share compiled code."""
+    return 1 << (size - 1).bit_length()
+
+
 def compile_function(function, variables=()):
     """Compiles a pure function of tensors for the active backend.
 

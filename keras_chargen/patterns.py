@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_chargen.automata import follow
+from keras_chargen.compilation import round_up
+
 MAX_STATES = 10_000
 _MAX_CELLS = 1 << 24  # of a table: states x vocabulary
 _MAX_PARTS = 20_000  # of the expression, repetitions written out
@@ -81,7 +84,7 @@ def _table(pattern, characters, allowed):
     distance = _distances(rows, accepting)
     if distance[0] == DEAD:
         raise ValueError(_reason(pattern, automaton.literals, alphabet))
-    count = max(16, 1 << (len(rows) - 1).bit_length())
+    count = max(16, round_up(len(rows)))
     following = np.zeros((count, size), "int32")
     need = np.full((count, size), DEAD, "int32")
     kinds = np.array(automaton.kinds)
@@ -332,7 +335,5 @@ def advance(pattern, ids, writes):
         writes: bool `(B,)`, where they were written.
     """
     state = pattern["state"]
-    table = pattern["following"]
-    place = state * table.shape[1] + ids
-    following = ops.take(ops.reshape(table, (-1,)), place)
+    following = follow(pattern["following"], state, ids)
     return {**pattern, "state": ops.where(writes, following, state)}

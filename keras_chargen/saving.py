@@ -1,13 +1,12 @@
 """Model files: written whole or not at all, refused in one line."""
 
-import contextlib
-import os
 import tempfile
 import zipfile
 from pathlib import Path
 
 import keras
 
+from keras_chargen.files import replacing
 from keras_chargen.model import CharRNN
 
 _MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
@@ -59,20 +58,12 @@ def save_model(model, path):
     Raises:
         OSError: It cannot be written; nothing is left behind.
     """
-    path = Path(path)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.keras")
     try:
-        model.save(beside)
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            reason = error.strerror or error
-            raise OSError(f"cannot write {path}: {reason}") from error
-        raise
+        with replacing(path) as beside:
+            model.save(beside)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"cannot write {path}: {reason}") from error
 
 
 def load_model(path, compile=False):

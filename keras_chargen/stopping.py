@@ -4,6 +4,8 @@ from collections import deque
 
 import numpy as np
 
+from keras_chargen.compilation import round_up
+
 
 def stop_table(stops, tokenizer):
     """Builds the Aho-Corasick automaton of some strings over ids.
@@ -40,7 +42,7 @@ def stop_table(stops, tokenizer):
                 complete.append(False)
             state = children[state][symbol]
         complete[state] = True
-    size = 1 << (len(children) - 1).bit_length()
+    size = round_up(len(children))
     table = np.zeros((size, tokenizer.vocabulary_size()), "int32")
     failure = [0] * len(children)
     queue = deque([0])

@@ -1,6 +1,5 @@
 """What a logit transform is, and what it may look at."""
 
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,8 +88,3 @@ class LogitTransform:
     def __repr__(self):
         numbers = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
         return f"{type(self).__name__}({numbers})"
-
-
-def is_number(value):
-    """Whether `value` is a real number and no bool."""
-    return isinstance(value, Real) and not isinstance(value, bool)

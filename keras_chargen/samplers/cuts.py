@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
-from keras_chargen.checks import check_integer, check_number
+from keras_chargen.checks import check_integer, check_number, check_positive
 from keras_chargen.samplers.base import LogitTransform
-from keras_chargen.samplers.threshold import relative, threshold
+from keras_chargen.samplers.threshold import RANGE, heaviest, relative
 
 OUT = -float("inf")
 
@@ -29,8 +29,8 @@ class TopK(LogitTransform):
 
     def __call__(self, logits, context, *, top_k):
         target = ops.zeros_like(logits[:, 0]) + top_k
-        least = threshold(logits, ops.cast(logits > OUT, "float32"), target)
-        return ops.where(relative(logits) >= least, logits, OUT)
+        allowed = ops.cast(logits > OUT, "float32")
+        return ops.where(heaviest(logits, allowed, target), logits, OUT)
 
 
 @keras.saving.register_keras_serializable(package="keras_chargen")
@@ -45,7 +45,7 @@ class TopP(LogitTransform):
     """
 
     def __init__(self, top_p=0.9):
-        self.top_p = _check_share("top_p", top_p)
+        self.top_p = check_positive("top_p", top_p, 1)
 
     def get_config(self):
         return {"top_p": self.top_p}
@@ -53,9 +53,8 @@ class TopP(LogitTransform):
     def __call__(self, logits, context, *, top_p):
         weights = _weights(logits)
         target = top_p * ops.sum(weights, axis=-1)
-        least = threshold(logits, weights, target)
         # Rounding hides what is tiny from a sum.
-        keep = ops.logical_or(relative(logits) >= least, top_p >= 1)
+        keep = ops.logical_or(heaviest(logits, weights, target), top_p >= 1)
         return ops.where(keep, logits, OUT)
 
 
@@ -91,7 +90,7 @@ class Typical(LogitTransform):
     """
 
     def __init__(self, typical_p=0.9):
-        self.typical_p = _check_share("typical_p", typical_p)
+        self.typical_p = check_positive("typical_p", typical_p, 1)
 
     def get_config(self):
         return {"typical_p": self.typical_p}
@@ -102,10 +101,11 @@ class Typical(LogitTransform):
         shifted = relative(logits)
         # Entropy and surprisal, both less ln(total).
         entropy = -ops.sum(weights * shifted, axis=-1, keepdims=True) / total
-        keys = ops.where(weights > 0, -ops.abs(entropy + shifted), OUT)
-        least = threshold(keys, weights, typical_p * total[:, 0])
-        keep = ops.logical_or(relative(keys) >= least, typical_p >= 1)
-        keep = ops.logical_and(keep, weights > 0)
+        possible = shifted > -RANGE
+        keys = ops.where(possible, -ops.abs(entropy + shifted), OUT)
+        keep = heaviest(keys, weights, typical_p * total[:, 0])
+        keep = ops.logical_or(keep, typical_p >= 1)
+        keep = ops.logical_and(keep, possible)
         return ops.where(keep, logits, OUT)
 
 
@@ -155,7 +155,7 @@ class XTC(LogitTransform):
 
     def __init__(self, probability=0.5, threshold=0.1):
         self.probability = check_number("probability", probability, 0, 1)
-        self.threshold = _check_share("threshold", threshold)
+        self.threshold = check_positive("threshold", threshold, 1)
 
     def get_config(self):
         return {"probability": self.probability, "threshold": self.threshold}
@@ -175,10 +175,3 @@ class XTC(LogitTransform):
 def _weights(logits):
     """Probabilities in units of the largest."""
     return ops.exp(logits - ops.max(logits, axis=-1, keepdims=True))
-
-
-def _check_share(name, value):
-    number = check_number(name, value, 0, 1)
-    if number == 0:
-        raise ValueError(f"`{name}` must be above 0. Received: {value!r}")
-    return number

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_chargen.checks import check_number
+from keras_chargen.checks import check_positive
 from keras_chargen.samplers.base import LogitTransform
 
 
@@ -28,11 +28,8 @@ class Mirostat(LogitTransform):
     """
 
     def __init__(self, tau=2.0, eta=0.1):
-        self.tau = check_number("tau", tau, 0)
-        self.eta = check_number("eta", eta, 0, 1)
-        for name, value in self.get_config().items():
-            if value == 0:
-                raise ValueError(f"`{name}` must be above 0. Received: 0")
+        self.tau = check_positive("tau", tau)
+        self.eta = check_positive("eta", eta, 1)
 
     def get_config(self):
         return {"tau": self.tau, "eta": self.eta}

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_chargen.checks import check_integer, check_number
+from keras_chargen.checks import check_integer, check_number, check_positive
+from keras_chargen.compilation import round_up
 from keras_chargen.samplers.base import LogitTransform
 
 # A match that long is as good as forbidden; a larger power would overflow.
@@ -46,9 +47,7 @@ class RepetitionPenalty(_Counting):
     """
 
     def __init__(self, penalty=1.2, window=64):
-        self.penalty = check_number("penalty", penalty, 0)
-        if self.penalty == 0:
-            raise ValueError("`penalty` must be > 0. Received: 0")
+        self.penalty = check_positive("penalty", penalty)
         self.window = check_integer("window", window, 1)
 
     def get_config(self):
@@ -59,8 +58,19 @@ class RepetitionPenalty(_Counting):
         return ops.where(context.state > 0, lower, logits)
 
 
+class _Subtracting(_Counting):
+    """Takes a multiple of `strength` off the logits."""
+
+    def __init__(self, strength, window):
+        self.strength = check_number("strength", strength)
+        self.window = check_integer("window", window, 1)
+
+    def get_config(self):
+        return {"strength": self.strength, "window": self.window}
+
+
 @keras.saving.register_keras_serializable(package="keras_chargen")
-class PresencePenalty(_Counting):
+class PresencePenalty(_Subtracting):
     """Takes a number off the logits of what was there.
 
     Source: OpenAI's API reference.
@@ -71,18 +81,14 @@ class PresencePenalty(_Counting):
     """
 
     def __init__(self, strength=0.5, window=64):
-        self.strength = check_number("strength", strength)
-        self.window = check_integer("window", window, 1)
-
-    def get_config(self):
-        return {"strength": self.strength, "window": self.window}
+        super().__init__(strength, window)
 
     def __call__(self, logits, context, *, strength, window):
         return logits - strength * ops.cast(context.state > 0, "float32")
 
 
 @keras.saving.register_keras_serializable(package="keras_chargen")
-class FrequencyPenalty(_Counting):
+class FrequencyPenalty(_Subtracting):
     """Takes a number off the logits for each time that an id was there.
 
     Source: OpenAI's API reference.
@@ -93,11 +99,7 @@ class FrequencyPenalty(_Counting):
     """
 
     def __init__(self, strength=0.1, window=64):
-        self.strength = check_number("strength", strength)
-        self.window = check_integer("window", window, 1)
-
-    def get_config(self):
-        return {"strength": self.strength, "window": self.window}
+        super().__init__(strength, window)
 
     def __call__(self, logits, context, *, strength, window):
         return logits - strength * context.state
@@ -135,17 +137,24 @@ class _Matching(LogitTransform):
         )
         return ops.where(same, context.state + 1, 0)
 
-    def longest(self, context, window, vocabulary_size):
-        """Returns how long a match each id continues: int32 `(B, V)`.
+    def longest(self, context, window, least, vocabulary_size):
+        """Returns how long a match each id continues: float32 `(B, V)`.
 
-        -1 where the id was not there.
+        -1 where it is shorter than `least`, or the id was not there.
         """
         size = context.state.shape[1]
         recent = context.recent[:, -size:]
         inside = ops.arange(size) >= size - window
-        lengths = ops.where(inside, context.state, -1)
-        here = recent[:, :, None] == ops.arange(vocabulary_size)  # (B, W, V)
-        return ops.max(ops.where(here, lengths[:, :, None], -1), axis=1)
+        lengths = ops.cast(ops.where(inside, context.state, -1), "float32")
+        lengths = ops.where(lengths >= least, lengths, -1.0)
+        nothing = ops.full((recent.shape[0], vocabulary_size), -1.0)
+
+        def spread():
+            here = recent[:, :, None] == ops.arange(vocabulary_size)
+            # (B, W, V): most steps have nothing to look for, and skip it.
+            return ops.max(ops.where(here, lengths[:, :, None], -1.0), axis=1)
+
+        return ops.cond(ops.any(lengths >= 0), spread, lambda: nothing)
 
 
 @keras.saving.register_keras_serializable(package="keras_chargen")
@@ -198,7 +207,7 @@ class DRY(_Matching):
         return {
             "multiplier": np.float32(self.multiplier),
             "growth": np.float32(np.log(self.base)),
-            "allowed_length": np.int32(self.allowed_length),
+            "allowed_length": np.float32(self.allowed_length),
             "window": np.int32(self.window),
             "breaks": self.breaks(tokenizer),
         }
@@ -220,8 +229,10 @@ class DRY(_Matching):
         window,
         breaks,
     ):
-        longest = self.longest(context, window, logits.shape[-1])
-        beyond = ops.cast(longest - allowed_length, "float32")
+        beyond = (
+            self.longest(context, window, allowed_length, logits.shape[-1])
+            - allowed_length
+        )
         power = ops.exp(ops.minimum(growth * beyond, math.log(_MOST)))
         return ops.where(beyond >= 0, logits - multiplier * power, logits)
 
@@ -247,9 +258,10 @@ class NoRepeatNGram(_Matching):
         return {"ngram_size": self.ngram_size, "window": self.window}
 
     def __call__(self, logits, context, *, ngram_size, window, breaks):
-        longest = self.longest(context, window, logits.shape[-1])
-        again = ops.cast(longest, "float32") >= ngram_size - 1
-        return ops.where(again, -float("inf"), logits)
+        longest = self.longest(
+            context, window, ngram_size - 1, logits.shape[-1]
+        )
+        return ops.where(longest >= 0, -float("inf"), logits)
 
 
 def recent_size(window):
@@ -257,4 +269,4 @@ def recent_size(window):
 
     Few shapes, so that compiled code serves several windows.
     """
-    return max(16, 1 << (window - 1).bit_length())
+    return max(16, round_up(window))

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_chargen.checks import check_number
+from keras_chargen.checks import check_positive
 from keras_chargen.samplers.base import LogitTransform
 
 
@@ -21,7 +21,7 @@ class Temperature(LogitTransform):
     """
 
     def __init__(self, temperature):
-        self.temperature = _check_temperature("temperature", temperature)
+        self.temperature = check_positive("temperature", temperature)
 
     def get_config(self):
         return {"temperature": self.temperature}
@@ -48,7 +48,7 @@ class TemperatureCycle(LogitTransform):
                 f"Received: {temperatures!r}"
             )
         self.temperatures = [
-            _check_temperature("temperatures", value) for value in temperatures
+            check_positive("temperatures", value) for value in temperatures
         ]
 
     def get_config(self):
@@ -78,9 +78,9 @@ class DynamicTemperature(LogitTransform):
     """
 
     def __init__(self, low=0.5, high=1.5, exponent=1.0):
-        self.low = _check_temperature("low", low)
-        self.high = _check_temperature("high", high)
-        self.exponent = _check_temperature("exponent", exponent)
+        self.low = check_positive("low", low)
+        self.high = check_positive("high", high)
+        self.exponent = check_positive("exponent", exponent)
         if self.low > self.high:
             raise ValueError(
                 f"`low` must be at most `high`. Received: {low!r} and {high!r}"
@@ -108,15 +108,3 @@ class DynamicTemperature(LogitTransform):
 def _divide(logits, temperature):
     # From the largest, so that a tiny temperature cannot overflow.
     return (logits - ops.max(logits, axis=-1, keepdims=True)) / temperature
-
-
-def _check_temperature(name, value):
-    number = check_number(name, value, 0)
-    if number == 0:
-        hint = (
-            '. For the likeliest character use sampler="greedy"'
-            if name == "temperature"
-            else ""
-        )
-        raise ValueError(f"`{name}` must be > 0. Received: {value!r}{hint}")
-    return number

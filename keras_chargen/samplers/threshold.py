@@ -1,31 +1,35 @@
-"""Where to cut a distribution: the threshold that keeps enough."""
+"""Where to cut a distribution: the largest keys that weigh enough."""
 
-import keras
 from keras import ops
 
 from keras_chargen.compilation import sorts_slowly
 
 RANGE = 100.0  # e^-100 is 0 in float32: what lies lower can never be drawn
-_ROUNDS, _STRIDE = 30, 6  # halvings at most, and between two looks
+_FINEST = float(1 << 24)  # steps of a key in 1; RANGE of them fit in int32
+_STRIDE = 4  # halvings between two looks at what is left
 
 
-def threshold(keys, weights, target):
-    """Finds the largest key such that it and those above weigh enough.
+def heaviest(keys, weights, target):
+    """Finds the fewest of the largest keys that weigh enough together.
 
     Args:
         keys: float32 `(B, V)`, the order; those over `RANGE` below a row's
-            largest count as `RANGE` below it.
-        weights: float32 `(B, V)`, >= 0.
+            largest count as `RANGE` below it, those within 2^-24 as equal.
+        weights: float32 `(B, V)`, from 0 to 1.
         target: float32 `(B,)`.
 
     Returns:
-        float32 `(B, 1)`, relative to the row's largest key (so at most 0):
-        keep where `relative(keys) >= threshold`. Equal keys stay together.
-        Where all weigh too little, all are kept.
+        bool `(B, V)`, whether a key is among them. Equal keys stay together.
+        Where all weigh too little, all are.
     """
-    keys = relative(keys)
+    # Whole numbers sum to the same in any order, and XLA adds them faster.
+    keys = ops.cast(relative(keys) * _FINEST, "int32")
+    size = keys.shape[-1]
+    unit = float(1 << (30 - size.bit_length()))
+    weights = ops.cast(weights * unit, "int32")
+    target = ops.cast(ops.minimum(target, size) * unit, "int32")
     find = _bisect if sorts_slowly() else _sort
-    return find(keys, weights, target)[:, None]
+    return keys >= find(keys, weights, target)[:, None]
 
 
 def relative(keys):
@@ -48,25 +52,19 @@ def _bisect(keys, weights, target):
     # The rows lie in the last axis, along which a CPU adds at full width.
     keys, weights = ops.transpose(keys), ops.transpose(weights)  # (V, B)
 
-    def halve(low, high):
-        middle = (low + high) / 2
-        weight = ops.sum(ops.where(keys >= middle, weights, 0.0), axis=0)
-        enough = weight >= target
-        return ops.where(enough, middle, low), ops.where(enough, high, middle)
-
-    def search(rounds, low, high, going):
+    def search(low, width, going):
         for _ in range(_STRIDE):
-            low, high = halve(low, high)
-        between = ops.logical_and(keys >= low, keys < high)
-        left = ops.sum(ops.cast(between, "float32"), axis=0)
-        rounds = rounds + _STRIDE
-        going = ops.logical_and(rounds < _ROUNDS, ops.any(left > 1))
-        return rounds, low, high, going
+            width = ops.right_shift(width + 1, 1)
+            middle = low + width
+            weight = ops.sum(ops.where(keys >= middle, weights, 0), axis=0)
+            low = ops.where(weight >= target, middle, low)
+        between = ops.logical_and(keys >= low, keys < low + width)
+        left = ops.sum(ops.cast(between, "int32"), axis=0)
+        going = ops.logical_and(ops.max(left) > 1, width > 1)
+        return low, width, going
 
     # All of it inside the loop: outside, XLA would compute the keys anew for
     # each use.
     low = ops.min(keys, axis=0)
-    # Just above the largest key, which is 0.
-    high = ops.full_like(target, keras.config.epsilon())
-    start = (ops.zeros((), "int32"), low, high, ops.ones((), "bool"))
-    return ops.while_loop(lambda *loop: loop[3], search, start)[1]
+    start = (low, 1 - ops.min(low), ops.ones((), "bool"))  # up to the largest, 0
+    return ops.while_loop(lambda *loop: loop[2], search, start)[0]

@@ -1,0 +1,32 @@
+"""Files that are written whole or not at all."""
+
+import contextlib
+import os
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A path beside `path` that takes its place at the end.
+
+    What is written there is flushed to the disk and renamed, so that a file
+    that was there stays whole until the new one is. After an exception
+    nothing is left behind.
+
+    Args:
+        path: str or path of a file.
+
+    Yields:
+        `Path` in the same folder, with the same suffix.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield beside
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
