@@ -25,7 +25,7 @@ nox.options.sessions = [
 ]
 
 CONSTRAINTS = str(Path("constraints.txt").resolve())
-TEST = ("hypothesis", "pytest")
+TEST = ("hypothesis", "pytest", "pytest-xdist")
 TRAINING = ("tensorflow", "jax", "torch")
 # What loading, writing and scoring need: the base less TensorFlow, and what
 # Keras imports for the backend.
@@ -88,6 +88,9 @@ def run_pytest(session, backend, *args):
     isolate(session, backend)
     session.run(
         "pytest",
+        # Compiling takes most of the time, one core at a time.
+        "--numprocesses=2",
+        "--dist=worksteal",
         *args,
         *session.posargs,
         env={"HYPOTHESIS_PROFILE": "ci"},

@@ -40,7 +40,7 @@ _ROOMS = {
     "TopNSigma": "samplers",
     "TopP": "samplers",
     "Typical": "samplers",
-    "Written": "generation",
+    "Written": "decoding",
     "XTC": "samplers",
     "lines": "pipeline",
     "load_model": "saving",

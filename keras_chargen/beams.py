@@ -191,7 +191,7 @@ def _body(model, sampler, eos_id):
         sums = ops.where(moves, alive, sums)
         flat = ops.reshape(beam_ids, (-1,))
 
-        def follow(values):
+        def move(values):
             return _pick_rows(values, beam_parents, flat=True)
 
         # Whether more writing could beat the worst of N finished texts.
@@ -204,13 +204,13 @@ def _body(model, sampler, eos_id):
             **carry,
             "done": ops.logical_or(done, over),
             "last": flat,
-            "state": _map(follow, state),
+            "state": _map(move, state),
             "sampler": sampler.remember(
-                _map(follow, outputs),
+                _map(move, outputs),
                 flat,
                 context,
                 numbers,
-                _map(follow, carry["sampler"]),
+                _map(move, carry["sampler"]),
             ),
             "written": new_length,
             "step": carry["step"] + 1,
@@ -229,7 +229,7 @@ def _body(model, sampler, eos_id):
             }
         if "pattern" in carry:
             pattern = carry["pattern"]
-            pattern = {**pattern, "state": follow(pattern["state"])}
+            pattern = {**pattern, "state": move(pattern["state"])}
             following["pattern"] = patterns.advance(pattern, flat, flat_writes)
         ys = {"ids": flat, "parents": ops.reshape(beam_parents, (-1,))}
         for name in ("log_prob", "sampler_log_prob"):

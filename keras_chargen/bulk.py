@@ -1,7 +1,5 @@
 """Files of prompts into files of texts: in constant memory, resumable."""
 
-import csv
-import io
 import itertools
 import json
 import os
@@ -10,7 +8,7 @@ from typing import NamedTuple
 
 from keras_chargen import generation
 from keras_chargen.checks import check_choice
-from keras_chargen.files import replacing
+from keras_chargen.files import csv_text, replacing
 
 SUFFIXES = (".txt", ".csv", ".jsonl")
 COLUMNS = ("prompt", "seed", "sample", "text", "log_prob")
@@ -118,7 +116,7 @@ def write(model, prompts, out, progress, num_samples, seed, **settings):
         file.truncate(progress.bytes)
         file.seek(progress.bytes)
         if not done and out.suffix.lower() == ".csv":
-            file.write(_csv([COLUMNS]))
+            file.write(csv_text([COLUMNS]).encode())
         mark(out, Progress(progress.settings, done, file.tell()))
         while part := list(itertools.islice(prompts, PROMPTS_AT_ONCE)):
             rows = generation.iter_generate(
@@ -153,7 +151,7 @@ def _record(out, prompt, seed, texts):
     ]
     suffix = out.suffix.lower()
     if suffix == ".csv":
-        return _csv(rows)
+        return csv_text(rows).encode("utf-8", "replace")
     if suffix == ".jsonl":
         lines = (
             json.dumps(dict(zip(COLUMNS, row, strict=True))) for row in rows
@@ -162,12 +160,6 @@ def _record(out, prompt, seed, texts):
     # One line a text, whatever the text holds.
     lines = (_one_line(one.text) + "\n" for one in texts)
     return "".join(lines).encode("utf-8", "replace")
-
-
-def _csv(rows):
-    file = io.StringIO(newline="")
-    csv.writer(file, lineterminator="\n").writerows(rows)
-    return file.getvalue().encode("utf-8", "replace")
 
 
 def _one_line(text):

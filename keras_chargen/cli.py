@@ -5,7 +5,6 @@ imported inside the commands, so that `--help` answers at once.
 """
 
 import contextlib
-import csv
 import enum
 import importlib.util
 import io
@@ -422,8 +421,7 @@ def generate(
     else:
         prompts = _read_prompts(prompts_file, context)
     if stream:
-        prompts = iter(list(itertools.islice(prompts, 2)))
-        texts = list(prompts)
+        texts = list(itertools.islice(prompts, 2))
         if as_json or num_samples > 1 or len(texts) > 1:
             raise ValueError(
                 "--stream writes one text: it goes with one prompt and "
@@ -728,6 +726,7 @@ def score(
     )
     model = _load(model_file)
     from keras_chargen import coloring, scoring
+    from keras_chargen.files import replacing
 
     def scored():
         """Texts with their scores; both are read ahead, a block at a time."""
@@ -738,7 +737,10 @@ def score(
     with contextlib.ExitStack() as stack:
         page = None
         if html is not None:
-            page = stack.enter_context(_replacing(html))
+            beside = stack.enter_context(replacing(html))
+            page = stack.enter_context(
+                open(beside, "w", encoding="utf-8", errors="replace")
+            )
             page.write(coloring.page_head(f"{corpus} under {model_file}"))
         printer = _score_printer(
             model, model_file, corpus, per_character, as_json, as_csv, show
@@ -830,23 +832,9 @@ def _finite(value):
 
 
 def _write_csv(*values):
-    file = io.StringIO(newline="")
-    csv.writer(file, lineterminator="\n").writerow(values)
-    _write(file.getvalue())
+    from keras_chargen.files import csv_text
 
-
-@contextlib.contextmanager
-def _replacing(path):
-    """A text file that takes its place when it is whole."""
-    beside = f"{path}.new"
-    try:
-        with open(beside, "w", encoding="utf-8", errors="replace") as file:
-            yield file
-        os.replace(beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
-        raise
+    _write(csv_text([values]))
 
 
 @app.command()

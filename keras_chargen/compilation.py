@@ -39,6 +39,28 @@ def runs_loops_eagerly():
     return keras.backend.backend() != "openvino"
 
 
+class _Programs:
+    # A plain object: Keras would look for layers in a dict of a model.
+    def __init__(self):
+        self.programs = {}
+
+
+def kept(model, key, make):
+    """Returns what `make()` gave for this model and key the first time.
+
+    Args:
+        model: Any object that takes attributes.
+        key: Hashable, all that the compiled function depends on.
+        make: Function without arguments.
+    """
+    cache = getattr(model, "_compiled_functions", None)
+    if cache is None:
+        cache = model._compiled_functions = _Programs()
+    if key not in cache.programs:
+        cache.programs[key] = make()
+    return cache.programs[key]
+
+
 def round_up(size):
     """Returns the next power of two: few shapes share compiled code."""
     return 1 << (size - 1).bit_length()

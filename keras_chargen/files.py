@@ -1,6 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and rows of CSV."""
 
 import contextlib
+import csv
+import io
 import os
 from pathlib import Path
 
@@ -30,3 +32,10 @@ def replacing(path):
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
         raise
+
+
+def csv_text(rows):
+    """Returns iterables of values as lines of CSV, each with its end."""
+    file = io.StringIO(newline="")
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()

@@ -4,7 +4,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_chargen.compilation import compile_function, runs_loops_eagerly
+from keras_chargen.compilation import (
+    compile_function,
+    kept,
+    runs_loops_eagerly,
+)
 
 
 def is_sampler(value):
@@ -54,7 +58,11 @@ def write(model, sampler, inputs, length):
 def _write(model, sampler, rows, length):
     batch, read = rows.shape
     writable = ops.convert_to_tensor(model.tokenizer.writable())
-    step = compile_function(model.step, getattr(model, "variables", ()))
+    step = kept(
+        model,
+        "step",
+        lambda: compile_function(model.step, getattr(model, "variables", ())),
+    )
     state = keras.tree.map_structure(
         ops.convert_to_numpy, model.initial_state(batch)
     )

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_chargen.checks import check_integer
-from keras_chargen.compilation import compile_function
+from keras_chargen.compilation import compile_function, kept
 from keras_chargen.tokenizer import EOS_TOKEN, PADDING_ID, pad
 
 WINDOW = 256  # characters that a model reads at once; the state goes on
@@ -213,16 +213,11 @@ def _initial_state(model, size):
 
 
 def _program(model):
-    program = getattr(model, "_compiled_scoring", None)
-    if program is None:
+    def read(inputs, targets, state):
+        logits, state = model.call_with_state(inputs, state)
+        return surprisal(targets, logits), state
 
-        def read(inputs, targets, state):
-            logits, state = model.call_with_state(inputs, state)
-            return surprisal(targets, logits), state
-
-        program = compile_function(read, model.variables)
-        model._compiled_scoring = program
-    return program
+    return kept(model, "score", lambda: compile_function(read, model.variables))
 
 
 def surprisal(targets, logits):

@@ -5,7 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from keras_chargen.checks import check_choice, check_integer, check_number
+from keras_chargen.checks import (
+    check_choice,
+    check_integer,
+    check_number,
+    check_positive,
+)
 
 
 @pytest.mark.parametrize("value", [1, 7, np.int32(3), np.uint8(2)])
@@ -44,6 +49,19 @@ def test_what_is_no_number_in_range_is_named(value):
 def test_a_number_without_upper_bound_is_finite_all_the_same(value):
     with pytest.raises(ValueError, match=r"`temperature` must be .* >= 0"):
         check_number("temperature", value, 0)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.0])
+def test_a_positive_number_is_not_0(value):
+    with pytest.raises(ValueError, match="`eta` must be above 0"):
+        check_positive("eta", value)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, float("nan"), "1"])
+def test_a_positive_number_is_in_its_range(value):
+    with pytest.raises(ValueError, match="`eta` must be a finite"):
+        check_positive("eta", value, 1)
+    assert check_positive("eta", 1, 1) == 1.0
 
 
 def test_a_choice_comes_back():

@@ -8,6 +8,8 @@ from keras import ops
 from keras_chargen.compilation import (
     compile_function,
     compile_scan,
+    kept,
+    round_up,
     trains_with_xla,
 )
 
@@ -124,3 +126,26 @@ def test_another_limit_is_no_other_program():
 
 def test_only_jax_trains_with_xla():
     assert trains_with_xla() == (BACKEND == "jax")
+
+
+def test_what_is_kept_is_made_once_for_a_key():
+    class Model:
+        pass
+
+    made = []
+
+    def make():
+        made.append(1)
+        return object()
+
+    model = Model()
+    one = kept(model, "a", make)
+    assert kept(model, "a", make) is one
+    assert kept(model, "b", make) is not one
+    assert kept(Model(), "a", make) is not one
+    assert len(made) == 3
+
+
+def test_sizes_are_rounded_up_to_powers_of_two():
+    sizes = [round_up(size) for size in (1, 2, 3, 4, 5, 1000)]
+    assert sizes == [1, 2, 4, 4, 8, 1024]

@@ -4,45 +4,15 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from speller import WORD, Speller
 
-from keras_chargen import CharRNN, CharTokenizer, generation, scoring
+from keras_chargen import CharRNN, CharTokenizer, decoding, generation, scoring
 from keras_chargen.compilation import compile_function
-from keras_chargen.samplers import (
-    DRY,
-    BanCharacters,
-    BeamSearch,
-    FrequencyPenalty,
-    LogitBias,
-    MinLength,
-    NoRepeatNGram,
-    Sampler,
-)
+from keras_chargen.samplers import Sampler
 from keras_chargen.tokenizer import pad
 
-WORD = "characters"
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz ,."
 PROMPTS = ["a", "the cat", "", "in, and out again. "]
-
-
-class Speller:
-    """Writes on along a word; it needs no Keras model."""
-
-    def __init__(self, word=WORD, oov="drop"):
-        self.tokenizer = CharTokenizer([*dict.fromkeys(word)], oov=oov)
-        ids = self.tokenizer.tokenize(word)
-        self.table = np.append(ids, self.tokenizer.eos_id).astype("int32")
-        self.steps = 0
-
-    def initial_state(self, batch_size):
-        return (ops.zeros((batch_size,), "int32"),)
-
-    def step(self, ids, state):
-        """The state counts what was read since the first `<eos>`."""
-        self.steps += 1
-        (place,) = state
-        following = ops.take(self.table, ops.minimum(place, len(WORD)))
-        logits = ops.one_hot(following, self.tokenizer.vocabulary_size())
-        return 5 * logits, (place + 1,)
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +80,14 @@ def test_a_whole_word_as_prompt_ends_at_once():
 
 @pytest.mark.parametrize("stretch", [1, 3, 256])
 def test_greedy_text_is_that_of_step_by_step(model, monkeypatch, stretch):
-    monkeypatch.setattr(generation, "STRETCH", stretch)
+    monkeypatch.setattr(decoding, "STRETCH", stretch)
     model = copy(model)
     expected = [step_by_step(model, p, 30, np.argmax) for p in PROMPTS]
     assert model.generate(PROMPTS, 30) == expected
 
 
 def test_text_longer_than_a_stretch_is_that_of_step_by_step(model):
-    length = generation.STRETCH + 40
+    length = decoding.STRETCH + 40
     expected = step_by_step(model, "a", length, np.argmax)
     assert model.generate("a", length) == expected
 
@@ -238,7 +208,7 @@ def test_seeds_are_as_many_as_prompts(model):
 
 @pytest.mark.parametrize("stretch", [1, 256])
 def test_a_stop_string_ends_the_text_and_is_cut(monkeypatch, stretch):
-    monkeypatch.setattr(generation, "STRETCH", stretch)
+    monkeypatch.setattr(decoding, "STRETCH", stretch)
     assert generation.generate(Speller(), "", 50, stop="ract") == "cha"
     stops = ["ters", "arac", "q"]
     assert generation.generate(Speller(), "", 50, stop=stops) == "ch"
@@ -292,7 +262,7 @@ def test_padding_and_the_unknown_id_are_never_written(model, temperature):
 @pytest.mark.parametrize("oov, read", [("drop", "ab"), ("unk", "a\ufffdb")])
 def test_unknown_characters_of_a_prompt_stay_in_the_text(oov, read):
     speller = Speller("characters", oov=oov)
-    decode = generation._decoder(speller, "greedy", None, 3, 0, [], None)
+    decode = decoding.make_decoder(speller, "greedy", None, 3, 0, [], None)
     ids = decode.prompt_ids("a?c")
     assert len(ids) == (3 if oov == "drop" else 4)
     assert generation.generate(speller, "?", 0) == "?"
@@ -505,86 +475,6 @@ def test_prompts_beyond_a_batch_are_written_in_turn(model, monkeypatch):
 def test_what_is_out_of_range_is_refused(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         model.generate("a", 8, **arguments)
-
-
-# ---------------------------------------------------------- cost
-
-
-PAIRS = [
-    (Sampler("top-k", 0.7, top_k=3), Sampler("top-k", 0.8, top_k=5)),
-    (Sampler("top-p", 0.7, top_p=0.5), Sampler("top-p", 0.8, top_p=0.9)),
-    (Sampler("xtc", threshold=0.1), Sampler("xtc", threshold=0.2)),
-    (Sampler("mirostat", tau=1.0), Sampler("mirostat", tau=2.0, eta=0.3)),
-    (Sampler("random", [0.5, 1.0]), Sampler("random", [0.7, 2.0])),
-    *(
-        (Sampler("greedy", transforms=[a]), Sampler("greedy", transforms=[b]))
-        for a, b in (
-            (DRY(0.5, window=20), DRY(1.5, base=2.0, window=30)),
-            (NoRepeatNGram(3), NoRepeatNGram(4)),
-            (FrequencyPenalty(0.1, window=9), FrequencyPenalty(0.2, window=8)),
-            (LogitBias({"c": 1.0}), LogitBias({"h": 2.0, "a": -1.0})),
-            (BanCharacters("c"), BanCharacters("ha")),
-            (MinLength(2), MinLength(4)),
-        )
-    ),
-    (BeamSearch(2, 0.0), BeamSearch(2, 1.0)),
-]
-
-
-@pytest.mark.skipif(
-    keras.backend.backend() not in ("jax", "tensorflow", "openvino"),
-    reason="runs step by step",
-)
-@pytest.mark.parametrize("one, other", PAIRS, ids=lambda sampler: repr(sampler))
-def test_other_numbers_of_a_chain_compile_nothing(one, other):
-    speller = Speller()
-    generation.generate(speller, "c", 9, sampler=one)
-    traced = speller.steps
-    generation.generate(speller, "c", 8, sampler=other)
-    assert speller.steps == traced
-
-
-@pytest.mark.skipif(
-    keras.backend.backend() not in ("jax", "tensorflow", "openvino"),
-    reason="runs step by step",
-)
-def test_another_pattern_compiles_nothing():
-    speller = Speller()
-    generation.generate(speller, "c", 9, pattern="[a-z]+")
-    traced = speller.steps
-    generation.generate(speller, "c", 8, pattern="c?[hast]+e*")
-    assert speller.steps == traced
-
-
-@pytest.mark.skipif(
-    keras.backend.backend() not in ("jax", "tensorflow", "openvino"),
-    reason="runs step by step",
-)
-def test_numbers_lengths_and_seeds_compile_nothing():
-    speller = Speller()
-    generation.generate(speller, ["", "char"], 50, sampler="random")
-    traced = speller.steps
-    for temperature, length, prompt in ((0.5, 9, "c"), (2, 700, "charac")):
-        generation.generate(
-            speller,
-            [prompt, ""],
-            length,
-            sampler="random",
-            temperature=temperature,
-            seed=length,
-        )
-    assert speller.steps == traced
-
-
-@pytest.mark.skipif(
-    keras.backend.backend() not in ("numpy", "torch"),
-    reason="compiled code is not entered step by step",
-)
-def test_each_character_costs_one_step():
-    speller = Speller()
-    generation.generate(speller, "char", 50)
-    # `<eos>`, the word, and none for the `<eos>` at its end.
-    assert speller.steps == len(WORD) + 1
 
 
 def test_new_weights_are_seen_by_compiled_code(model):

@@ -28,6 +28,7 @@ ANYWHERE = {
     "cli": {"typer"},
     "coloring": set(),
     "corpora": set(),
+    "files": set(),
     "graph_text": {"tensorflow"},
     "pipeline": {"keras", "numpy", "tensorflow"},
     "templates": set(),

@@ -66,5 +66,6 @@ def _bisect(keys, weights, target):
     # All of it inside the loop: outside, XLA would compute the keys anew for
     # each use.
     low = ops.min(keys, axis=0)
-    start = (low, 1 - ops.min(low), ops.ones((), "bool"))  # up to the largest, 0
+    # Up to the largest key, which is 0.
+    start = (low, 1 - ops.min(low), ops.ones((), "bool"))
     return ops.while_loop(lambda *loop: loop[2], search, start)[0]

@@ -37,14 +37,10 @@ def apply(tokenizer):
             chance=None if chance is None else convert(np.float32(chance)),
             writes=convert(np.full(batch, bool(writes))),
         )
-        # Read the texts, character by character.
+        # Read the texts, character by character: what is forced follows from
+        # no logits.
+        outputs = [convert(np.zeros((batch, size), "float32"))]
         for ids in np.asarray(texts, "int32").T:
-            _, outputs = sampler.transform(
-                convert(np.zeros((batch, size), "float32")),
-                context,
-                numbers,
-                state,
-            )
             state = convert(
                 sampler.remember(outputs, convert(ids), context, numbers, state)
             )

@@ -1,0 +1,41 @@
+"""A file that is replaced is whole at every moment."""
+
+import csv
+import io
+
+import pytest
+
+from keras_chargen.files import csv_text, replacing
+
+
+def test_what_was_written_beside_takes_the_place(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with replacing(path) as beside:
+        beside.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_path_beside_keeps_the_suffix(tmp_path):
+    with replacing(tmp_path / "a.keras") as beside:
+        beside.write_bytes(b"")
+        assert (beside.parent, beside.suffix) == (tmp_path, ".keras")
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_after_an_exception_the_old_file_stays_alone(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(error), replacing(path) as beside:
+        beside.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_csv_comes_back_as_it_was():
+    rows = [["a,b", 'say "x"', "two\nlines"], ["", "é", "1"]]
+    assert list(csv.reader(io.StringIO(csv_text(rows)))) == rows
+    assert csv_text([[1, None]]) == "1,\n"
