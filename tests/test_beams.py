@@ -151,7 +151,7 @@ def test_a_long_text_penalty_gives_longer_texts(model):
         )
         return sum(map(len, texts))
 
-    assert length(2.0) > length(0.0) or length(0.0) == 120
+    assert length(2.0) > length(0.0)
 
 
 def test_transforms_shape_the_search(model):
@@ -178,7 +178,7 @@ def test_a_stop_string_ends_a_beam(model):
         include_stop=True,
         min_new_tokens=10,
     )
-    assert kept.endswith(stop) or stop not in kept
+    assert kept.endswith(stop) and kept.count(stop) == 1
 
 
 @pytest.mark.parametrize(

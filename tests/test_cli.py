@@ -457,6 +457,20 @@ def test_a_stream_prints_the_same(run, model_file):
     assert streamed == plain
 
 
+def test_ctrl_c_ends_a_stream_with_what_was_written(
+    run, model_file, monkeypatch
+):
+    def stream(self, prompt, **settings):
+        yield prompt
+        yield "day"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CharRNN, "stream", stream)
+    code, out, err = run("generate", model_file, "--prompt", "To", "--stream")
+    assert (code, out) == (130, "Today\n")
+    assert "Traceback" not in err
+
+
 def test_the_prompt_and_a_stop_string_are_left_out_if_wished(run, model_file):
     model = load_model(model_file)
     settings = {"sampler": "random", "echo": False}
