@@ -16,6 +16,10 @@ from keras_chargen.samplers import (
     Sampler,
 )
 
+COMPILED = pytest.mark.skipif(
+    keras.backend.backend() not in ("jax", "tensorflow", "openvino"),
+    reason="runs step by step",
+)
 PAIRS = [
     (Sampler("top-k", 0.7, top_k=3), Sampler("top-k", 0.8, top_k=5)),
     (Sampler("top-p", 0.7, top_p=0.5), Sampler("top-p", 0.8, top_p=0.9)),
@@ -37,10 +41,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() not in ("jax", "tensorflow", "openvino"),
-    reason="runs step by step",
-)
+@COMPILED
 @pytest.mark.parametrize("one, other", PAIRS, ids=lambda sampler: repr(sampler))
 def test_other_numbers_of_a_chain_compile_nothing(one, other):
     speller = Speller()
@@ -50,10 +51,7 @@ def test_other_numbers_of_a_chain_compile_nothing(one, other):
     assert speller.steps == traced
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() not in ("jax", "tensorflow", "openvino"),
-    reason="runs step by step",
-)
+@COMPILED
 def test_another_pattern_compiles_nothing():
     speller = Speller()
     generation.generate(speller, "c", 9, pattern="[a-z]+")
@@ -62,10 +60,7 @@ def test_another_pattern_compiles_nothing():
     assert speller.steps == traced
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() not in ("jax", "tensorflow", "openvino"),
-    reason="runs step by step",
-)
+@COMPILED
 def test_numbers_lengths_and_seeds_compile_nothing():
     speller = Speller()
     generation.generate(speller, ["", "char"], 50, sampler="random")

@@ -53,24 +53,24 @@ def models():
     return [small_model(seed) for seed in range(3)]
 
 
-def accepts(table, word):
+def walk(table, word):
+    """The state after a word, None where the table lets it begin nothing."""
     state = 0
     for character in word:
         i = TOKENIZER.tokenize(character)[0]
         if table.need[state, i] >= patterns.DEAD:
-            return False
+            return None
         state = table.following[state, i]
-    return table.need[state, TOKENIZER.eos_id] == 0
+    return state
+
+
+def accepts(table, word):
+    state = walk(table, word)
+    return state is not None and table.need[state, TOKENIZER.eos_id] == 0
 
 
 def begins(table, word):
-    state = 0
-    for character in word:
-        i = TOKENIZER.tokenize(character)[0]
-        if table.need[state, i] >= patterns.DEAD:
-            return False
-        state = table.following[state, i]
-    return True
+    return walk(table, word) is not None
 
 
 @given(EXPRESSIONS)
