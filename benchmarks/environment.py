@@ -10,9 +10,7 @@ PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy")
 
 
 def describe():
-    """Returns machine, versions and date as a dict of str."""
-    import keras
-
+    """Returns backend, machine, versions and date as a dict of str."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -20,7 +18,7 @@ def describe():
         except metadata.PackageNotFoundError:
             continue
     return {
-        "backend": keras.backend.backend(),
+        "backend": os.environ.get("KERAS_BACKEND", "tensorflow"),
         "machine": f"{_cpu_cores()} cores, {_cpu_name()}",
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
         "python": platform.python_version(),
