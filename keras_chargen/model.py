@@ -195,11 +195,11 @@ class CharRNN(keras.Model):
         Returns:
             Logits float32 `(B, V)` of the next character, and the new state.
         """
-        x = self._encode(ids)  # (B, V) or (B, embedding_dim)
+        # One-hot vectors are never made: (B,) or (B, embedding_dim).
+        x = ids if self.embedding_dim is None else self._encode(ids)
         following = []
         for layer, states in zip(self._recurrent, state, strict=True):
-            x, states = layer.cell(x, list(states), training=False)
-            states = states if isinstance(states, list | tuple) else [states]
+            x, states = layer.step(x, states)
             following.append(tuple(states))
         return ops.cast(self._project(x), "float32"), tuple(following)
 

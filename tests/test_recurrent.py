@@ -10,11 +10,19 @@ from keras_chargen.recurrent import CELLS
 NAMES = ["lstm", "gru"]
 
 
-def pair(name):
+def pair(name, dtype=None):
     """Our layer and Keras's, with the same random weights."""
-    arguments = {"return_sequences": True, "return_state": True}
+    arguments = {
+        "return_sequences": True,
+        "return_state": True,
+        "dtype": dtype,
+    }
     ours = CELLS[name](6, **arguments)
-    keras_layer = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[name]
+    keras_layer = {
+        "lstm": keras.layers.LSTM,
+        "gru": keras.layers.GRU,
+        "simple": keras.layers.SimpleRNN,
+    }[name]
     theirs = keras_layer(6, **arguments)
     ours.build((None, None, 5))
     theirs.build((None, None, 5))
@@ -100,3 +108,28 @@ def test_half_precision_is_left_to_keras(name):
         recurrent_initializer="zeros",
     )
     assert layer(inputs()).dtype == keras.ops.ones(1, "bfloat16").dtype
+
+
+@pytest.mark.parametrize(
+    "dtype, atol", [("float32", 1e-6), ("mixed_bfloat16", 0.02)]
+)
+@pytest.mark.parametrize("name", CELLS)
+def test_a_step_gives_what_a_cell_of_keras_gives(name, dtype, atol):
+    ours, theirs = pair(name, dtype)
+    random = np.random.default_rng(2)
+    states = [
+        ops.convert_to_tensor(random.normal(0, 0.5, (3, 6)), ours.compute_dtype)
+        for _ in range(2 if name == "lstm" else 1)
+    ]
+    ids = ops.convert_to_tensor(np.array([4, 0, 2], "int32"))
+    vectors = ops.one_hot(ids, 5, dtype=ours.compute_dtype)
+    expected = keras.tree.flatten(theirs.cell(vectors, states, training=False))
+    for x in (ids, vectors):
+        found = keras.tree.flatten(ours.step(x, states))
+        for a, b in zip(found, expected, strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_allclose(
+                ops.convert_to_numpy(ops.cast(a, "float32")),
+                ops.convert_to_numpy(ops.cast(b, "float32")),
+                atol=atol,
+            )
