@@ -6,10 +6,14 @@ Callers hand over pure functions of `keras.ops` and see no difference.
 """
 
 import functools
+import os
 
 import keras
 import numpy as np
 from keras import ops
+
+
+_PART_ROWS = 16  # fewer rows are not worth a core of their own
 
 
 def trains_with_xla():
@@ -37,6 +41,67 @@ def runs_loops_eagerly():
     grows with every round until its compiler overflows the stack.
     """
     return keras.backend.backend() != "openvino"
+
+
+def loops_are_ours():
+    """Whether `recurrences.run` beats the recurrent layers of Keras.
+
+    It does on a CPU. On a GPU Keras takes fused kernels; Torch has loops of
+    its own, and the other backends have no gradients.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.default_backend() == "cpu"
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return not tf.config.list_logical_devices("GPU")
+    return False
+
+
+def compile_part(function):
+    """Compiles a function that is called within a larger compiled one.
+
+    Only TensorFlow needs it: its graph runs a loop operation by operation,
+    XLA as one program.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+def split_batch(tensors):
+    """Splits tensors into parts that the backend computes side by side.
+
+    TensorFlow runs what does not wait for each other on as many cores, and
+    that is quicker than many cores on each small product of a loop.
+
+    Args:
+        tensors: Sequence of tensors with the same first dimension B.
+
+    Returns:
+        List of tuples, one a part.
+    """
+    parts = 1
+    if keras.backend.backend() == "tensorflow":
+        rows = tensors[0].shape[0]
+        parts = _cores()
+        while rows is None or rows % parts or rows < _PART_ROWS * parts:
+            parts -= 1
+            if parts == 1:
+                break
+    split = [ops.split(x, parts, axis=0) for x in tensors]
+    return list(zip(*split, strict=True))
+
+
+def _cores():
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Programs:

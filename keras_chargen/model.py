@@ -74,17 +74,16 @@ class CharRNN(keras.Model):
             raise ValueError("`dropout` must be below 1. Received: 1")
         dtype = kwargs.pop("dtype", None)
 
-        if embedding_dim is None:
-            encode = OneHot(size, dtype=dtype, name="one_hot")
-        else:
-            encode = keras.layers.Embedding(
+        embed = None
+        if embedding_dim is not None:
+            embed = keras.layers.Embedding(
                 size, embedding_dim, dtype=dtype, name="embedding"
             )
         recurrent = [
             CELLS[cell](
                 units,
-                return_sequences=True,
-                return_state=True,
+                # The first layer reads one-hot vectors, and makes none.
+                one_hot_size=None if embed or i else size,
                 dtype=dtype,
                 name=f"{cell}_{i + 1}",
             )
@@ -101,7 +100,7 @@ class CharRNN(keras.Model):
         )
 
         ids = keras.Input((None,), dtype="int32", name="ids")  # (B, T)
-        x = encode(ids)  # (B, T, V) or (B, T, embedding_dim)
+        x = embed(ids) if embed else ids  # (B, T) or (B, T, embedding_dim)
         for i, layer in enumerate(recurrent):
             x = layer(x)[0]  # (B, T, units)
             x = drops[i](x) if drops else x
@@ -117,7 +116,7 @@ class CharRNN(keras.Model):
         self.embedding_dim = embedding_dim
         self.dropout = dropout
         self.start = bool(start)
-        self._encode = encode
+        self._embed = embed
         self._recurrent = recurrent
         self._project = project
 
@@ -195,8 +194,7 @@ class CharRNN(keras.Model):
         Returns:
             Logits float32 `(B, V)` of the next character, and the new state.
         """
-        # One-hot vectors are never made: (B,) or (B, embedding_dim).
-        x = ids if self.embedding_dim is None else self._encode(ids)
+        x = self._embed(ids) if self._embed else ids
         following = []
         for layer, states in zip(self._recurrent, state, strict=True):
             x, states = layer.step(x, states)
@@ -214,7 +212,7 @@ class CharRNN(keras.Model):
             Logits float32 `(B, T, V)`, and the state after the last column,
             padding included.
         """
-        x = self._encode(ids)
+        x = self._embed(ids) if self._embed else ids
         following = []
         for layer, states in zip(self._recurrent, state, strict=True):
             x, *states = layer(x, initial_state=list(states), training=False)
@@ -255,29 +253,3 @@ class CharRNN(keras.Model):
         for name in ("tokenizer", "dtype"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
-
-
-@keras.saving.register_keras_serializable(package="keras_chargen")
-class OneHot(keras.layers.Layer):
-    """Ids `(…)` to one-hot vectors `(…, size)`.
-
-    Padding, id 0, is a vector like any other: its weight in the loss is 0.
-
-    Args:
-        size: Positive integer, number of ids.
-        **kwargs: As for every Keras layer.
-    """
-
-    def __init__(self, size, **kwargs):
-        # Ids are integers whatever the dtype of the result.
-        super().__init__(autocast=False, **kwargs)
-        self.size = size
-
-    def call(self, ids):
-        return ops.one_hot(ids, self.size, dtype=self.compute_dtype)
-
-    def compute_output_shape(self, input_shape):
-        return (*input_shape, self.size)
-
-    def get_config(self):
-        return {**super().get_config(), "size": self.size}

@@ -1,8 +1,9 @@
-"""Keras's recurrent layers, with Torch's own loop where Keras has a slow one.
+"""Keras's recurrent layers, with a loop of ours where Keras's is slow.
 
-On a CPU, Keras 3.15 steps through a text in Python under Torch, and its
-gradient costs the square of the length. `torch.lstm` and `torch.gru` take the
-same weights. Under other backends and on a GPU these are Keras's layers.
+The weights are those of Keras's layers. Their loop is Keras's on a GPU, where
+that takes cuDNN; on a CPU it is that of `recurrences` under TensorFlow and
+JAX, and `torch.lstm` and `torch.gru` under Torch, where Keras 3.15 steps
+through a text in Python and its gradient costs the square of the length.
 
 `step` is what the cells do in one step, for a text written character by
 character: ids stand for one-hot vectors, and of all gates one tanh is taken,
@@ -13,9 +14,81 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_chargen import recurrences
+from keras_chargen.compilation import loops_are_ours
 
-class LSTM(keras.layers.LSTM):
-    """`keras.layers.LSTM` with default activations, without dropout."""
+
+class _Layer:
+    """What the layers have in common: default activations, no dropout.
+
+    Outputs of all steps and the last states are returned.
+
+    Args:
+        units: Positive integer, width of outputs and states.
+        one_hot_size: Optional positive integer D: inputs are ids `(B, T)`,
+            which stand for one-hot vectors of D, not vectors `(B, T, D)`.
+        **kwargs: As for every Keras layer.
+    """
+
+    recurrence: type
+
+    def __init__(self, units, one_hot_size=None, **kwargs):
+        # Ids are integers whatever the dtype of the layer.
+        super().__init__(
+            units, return_sequences=True, return_state=True, **kwargs
+        )
+        self.one_hot_size = one_hot_size
+        if one_hot_size is not None:
+            self.input_spec = keras.layers.InputSpec(ndim=2)
+
+    def build(self, sequences_shape, initial_state_shape=None):
+        if self.one_hot_size is not None:
+            sequences_shape = (*sequences_shape, self.one_hot_size)
+        super().build(sequences_shape)
+
+    def call(self, sequences, initial_state=None, mask=None, training=False):
+        """Reads `(B, T, D)`, or ids `(B, T)`.
+
+        Returns:
+            Outputs `(B, T, units)`, then each state `(B, units)` after the
+            last step.
+        """
+        cell = self.cell
+        if (
+            mask is None
+            and cell.compute_dtype == "float32"
+            and loops_are_ours()
+        ):
+            states = initial_state or self.get_initial_state(
+                ops.shape(sequences)[0]
+            )
+            outputs, states = recurrences.run(
+                self.recurrence,
+                sequences,
+                tuple(states),
+                cell.kernel,
+                cell.recurrent_kernel,
+                cell.bias,
+            )
+            return (outputs, *states)
+        if self.one_hot_size is not None:
+            sequences = ops.one_hot(
+                sequences, self.one_hot_size, dtype=self.compute_dtype
+            )
+        return super().call(
+            sequences, initial_state=initial_state, mask=mask, training=training
+        )
+
+    def get_config(self):
+        config = super().get_config()
+        del config["return_sequences"], config["return_state"]
+        return {**config, "one_hot_size": self.one_hot_size}
+
+
+class LSTM(_Layer, keras.layers.LSTM):
+    """`keras.layers.LSTM` with a loop of ours: see `_Layer`."""
+
+    recurrence = recurrences.LSTM
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """Replaces Keras's loop; the contract is that of Keras."""
@@ -53,8 +126,10 @@ class LSTM(keras.layers.LSTM):
         return h, [h, c]
 
 
-class GRU(keras.layers.GRU):
-    """`keras.layers.GRU` with default activations, without dropout."""
+class GRU(_Layer, keras.layers.GRU):
+    """`keras.layers.GRU` with a loop of ours: see `_Layer`."""
+
+    recurrence = recurrences.GRU
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """Replaces Keras's loop; the contract is that of Keras."""
@@ -85,8 +160,10 @@ class GRU(keras.layers.GRU):
         return h, [h]
 
 
-class SimpleRNN(keras.layers.SimpleRNN):
-    """`keras.layers.SimpleRNN` with default activations, without dropout."""
+class SimpleRNN(_Layer, keras.layers.SimpleRNN):
+    """`keras.layers.SimpleRNN` with a loop of ours: see `_Layer`."""
+
+    recurrence = recurrences.Simple
 
     def step(self, x, states):
         """Reads one input a row: as `LSTM.step`."""
