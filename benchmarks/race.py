@@ -66,10 +66,11 @@ def race(rows, repeats, log=None):
             if log:
                 log(f"{row.label}: ready in {answer['ready_seconds']:.1f} s")
         for _ in range(repeats):
-            for label, runner in runners.items():
+            for label, runner in list(runners.items()):
                 answer = runner.measure()
                 if "error" in answer:
                     results[label] = answer
+                    del runners[label]
                 else:
                     results[label]["values"].append(answer["value"])
     for result in results.values():
