@@ -145,24 +145,25 @@ class Corpus:
         self.tokenizer.adapt(self.texts)
         self.path = folder / f"{mode}.json"
         self.path.write_text(json.dumps(self.texts))
+        self._batches = {}
 
     def ours(self, label, backend, units, batch_size, characters):
         """Returns the row of `model.fit`."""
-        arrays = self.batches(batch_size, characters)[0]
+        steps, characters, _ = self.batches(batch_size, characters)
         arguments = {
             "texts": str(self.path),
             "mode": self.mode,
             "units": units,
             "batch_size": batch_size,
-            "steps": len(arrays),
-            "characters": count(arrays),
+            "steps": steps,
+            "characters": characters,
         }
         return Row(label, "training:ours", arguments, backend)
 
     def peer(self, label, module, units, batch_size, characters):
         """Returns the row of a peer that takes ready batches."""
         arguments = {
-            "batches": str(self.batches(batch_size, characters)[1]),
+            "batches": str(self.batches(batch_size, characters)[-1]),
             "vocabulary_size": self.tokenizer.vocabulary_size(),
             "units": units,
         }
@@ -184,12 +185,13 @@ class Corpus:
         return Row(label, "peers.notebook:training", arguments, "tensorflow")
 
     def batches(self, batch_size, characters):
-        """Returns the batches timed, and the path of a file that has them."""
-        found = first_batches(
-            self.texts, self.tokenizer, self.mode, batch_size, characters
-        )
-        path = self.folder / f"{self.mode}-{batch_size}-{characters}.npz"
-        if not path.exists():
+        """Returns the batches timed: how many, characters, a file of them."""
+        key = (batch_size, characters)
+        if key not in self._batches:
+            found = first_batches(
+                self.texts, self.tokenizer, self.mode, batch_size, characters
+            )
+            path = self.folder / f"{self.mode}-{batch_size}-{characters}.npz"
             names = ("ids", "targets", "weights")
             arrays = {
                 f"{name}_{i}": part
@@ -197,7 +199,8 @@ class Corpus:
                 for name, part in zip(names, batch, strict=True)
             }
             np.savez(path, **arrays)
-        return found, path
+            self._batches[key] = len(found), count(found), path
+        return self._batches[key]
 
 
 def ours(texts, mode, units, batch_size, steps, characters):
