@@ -78,8 +78,8 @@ def main(arguments=None):
             plot.write(results, kept / "speed.svg")
         else:
             log("no matplotlib: speed.svg is that of earlier results")
-        if kept == RESULTS:
-            tables.write(results)
+    if kept == RESULTS:
+        tables.write(results)
     print(report(results))
     if failed:
         print(f"\nfailed: {', '.join(failed)}")
