@@ -37,13 +37,15 @@ class Row(NamedTuple):
     backend: str | None = None
 
 
-def race(rows, repeats, log=None):
+def race(rows, repeats, log=None, apart=True):
     """Measures rows in turn.
 
     Args:
         rows: List of `Row`.
         repeats: Positive integer.
         log: Optional function of a str, told what goes on.
+        apart: False keeps all rows in this process and under its backend: to
+            see that they run, in seconds.
 
     Returns:
         Dict by label of `{"median", "spread", "values", "ready_seconds"}`,
@@ -54,7 +56,7 @@ def race(rows, repeats, log=None):
     with contextlib.ExitStack() as stack:
         runners = {}
         for row in rows:
-            runner = stack.enter_context(_Runner(row))
+            runner = stack.enter_context((_Runner if apart else _Guest)(row))
             answer = runner.wait()
             if "error" in answer:
                 results[row.label] = answer
@@ -122,6 +124,36 @@ class _Runner:
         return self.wait()
 
 
+class _Guest:
+    """A row in this process, with the manners of `_Runner`."""
+
+    def __init__(self, row):
+        self.row = row
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def wait(self):
+        begin = time.perf_counter()
+        try:
+            self.run = _prepare(self.row.target, self.row.arguments)
+        except ImportError as error:
+            return {"error": f"{type(error).__name__}: {error}"}
+        return {"ready_seconds": time.perf_counter() - begin}
+
+    def measure(self):
+        return {"value": self.run()}
+
+
+def _prepare(target, arguments):
+    module, _, function = target.partition(":")
+    module = importlib.import_module(f"benchmarks.{module}")
+    return getattr(module, function)(**arguments)
+
+
 def _serve(target):
     """The process of a row, from inside."""
     # What frameworks print must not mix with answers.
@@ -132,13 +164,9 @@ def _serve(target):
         print(json.dumps(values), file=answers, flush=True)
 
     arguments = json.loads(sys.stdin.readline())
-    module, _, function = target.partition(":")
     begin = time.perf_counter()
     try:
-        prepare = getattr(
-            importlib.import_module(f"benchmarks.{module}"), function
-        )
-        run = prepare(**arguments)
+        run = _prepare(target, arguments)
         answer(ready_seconds=time.perf_counter() - begin)
         for _ in sys.stdin:
             answer(value=run())
