@@ -19,8 +19,8 @@ import time
 import numpy as np
 
 from benchmarks.environment import describe
-from benchmarks.throughput import UNITS
 
+UNITS = 128
 BATCH = 64
 STEPS = 512
 

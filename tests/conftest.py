@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -65,3 +66,12 @@ def shared_data():
     if not path.is_dir():
         pytest.skip("shared/data is not beside this checkout")
     return path
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Lets a test import the package `benchmarks` of this checkout."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    yield
+    for name in [m for m in sys.modules if m.split(".")[0] == "benchmarks"]:
+        del sys.modules[name]

@@ -1,44 +1,162 @@
 """The benchmark scripts run, at toy size."""
 
 import json
-import sys
+import shutil
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
+TEXTS = ["Today is a day", "The cat sat down", "On Sunday"] * 4
 
 
 @pytest.fixture
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    yield
-    for name in [m for m in sys.modules if m.split(".")[0] == "benchmarks"]:
-        del sys.modules[name]
+def race(benchmarks, monkeypatch, tmp_path):
+    """`race` with a module `probe` that tells who ran when."""
+    from benchmarks import race
+
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    for name in ("__init__.py", "race.py"):
+        shutil.copy(Path(race.__file__).with_name(name), folder)
+    (folder / "probe.py").write_text(
+        "import os\n"
+        "def prepare(name, value=1, broken=False):\n"
+        "    print('noise')\n"
+        "    if value is None:\n"
+        "        raise ValueError('no value\\nmore')\n"
+        "    def run():\n"
+        "        with open('turns', 'a') as file:\n"
+        "            print(name, os.environ.get('KERAS_BACKEND'), file=file)\n"
+        "        if broken:\n"
+        "            raise OSError('broke')\n"
+        "        return value\n"
+        "    return run\n"
+    )
+    monkeypatch.setattr(race, "ROOT", tmp_path)
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    return race
+
+
+def row(race, name, backend=None, **arguments):
+    arguments = {"name": name, **arguments}
+    return race.Row(name, "probe:prepare", arguments, backend)
+
+
+def test_rows_are_measured_in_turn_each_under_its_backend(race, tmp_path):
+    rows = [row(race, "a", "jax", value=3), row(race, "b", value=5)]
+    results = race.race(rows, 3)
+    turns = (tmp_path / "turns").read_text().splitlines()
+    assert turns == ["a jax", "b None"] * 3
+    assert results["a"]["values"] == [3, 3, 3]
+    assert results["b"]["median"] == 5 and results["b"]["spread"] == 0
+    assert results["a"]["ready_seconds"] > 0
+
+
+def test_a_row_that_fails_is_reported_and_the_others_go_on(race, tmp_path):
+    rows = [
+        row(race, "never ready", value=None),
+        row(race, "breaks", broken=True),
+        row(race, "holds"),
+    ]
+    told = []
+    results = race.race(rows, 2, told.append)
+    assert results["never ready"] == {"error": "ValueError: no value"}
+    assert results["breaks"] == {"error": "OSError: broke"}
+    assert results["holds"]["values"] == [1, 1]
+    assert (tmp_path / "turns").read_text().count("breaks") == 1
+    assert told[0] == "never ready: ValueError: no value"
 
 
 @pytest.mark.slow
 @pytest.mark.trains
-def test_throughput_prints_every_figure_as_json(benchmarks, capsys):
-    from benchmarks import throughput
+def test_training_measures_ours_and_every_peer(benchmarks, capsys):
+    from benchmarks import training
 
-    throughput.main(["--toy", "--json"])
-    result = json.loads(capsys.readouterr().out)
-    assert {"machine", "versions", "date", "backend"} < set(result)
-    figures = result["figures"]
-    assert len(figures) == 6
-    assert all(
-        median > 0 and spread >= 0 for median, spread in figures.values()
-    )
+    backend = keras.backend.backend()
+    training.main(["--toy", "--json", "--backends", backend])
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["corpora"]["lines"] == "python-docs"
+    rows = found["tables"]["training, LSTM 4, lines, batch 8"]
+    assert list(rows) == [f"ours, {backend}", "PyTorch", "JAX", "notebook"]
+    for label, row in rows.items():
+        # A session has the backend it tests, and not the others.
+        if row.get("error", "").startswith("ModuleNotFoundError"):
+            assert label in ("PyTorch", "JAX")
+            continue
+        assert row["median"] > 0 and row["unit"] == "characters/s"
 
 
-def test_throughput_says_how_to_use_it(benchmarks, capsys):
-    from benchmarks import throughput
+@pytest.mark.needs_tensorflow
+@pytest.mark.parametrize("mode", ["lines", "windows"])
+def test_each_dataset_starts_with_the_batches_that_peers_get(
+    benchmarks, tmp_path, monkeypatch, mode
+):
+    from benchmarks import training
 
-    with pytest.raises(SystemExit) as exit_:
-        throughput.main(["--help"])
-    assert exit_.value.code == 0
-    assert "--toy" in capsys.readouterr().out
+    monkeypatch.setattr(training, "SEQUENCE_LENGTH", 16)
+    monkeypatch.setattr(training, "read_texts", lambda *_: TEXTS)
+    corpus = training.Corpus(mode, tmp_path, toy=True)
+    steps, characters, path = corpus.batches(2, 60)
+    arrays = np.load(path)
+    dataset = training.make_dataset(TEXTS, corpus.tokenizer, mode, 2)
+    total = 0
+    for i, batch in enumerate(dataset.take(steps).as_numpy_iterator()):
+        total += batch[2].sum()
+        for name, part in zip(
+            ("ids", "targets", "weights"), batch, strict=True
+        ):
+            np.testing.assert_array_equal(arrays[f"{name}_{i}"], part)
+    assert i + 1 == steps == len(arrays.files) // 3
+    assert characters == total >= 60
+    assert total - batch[2].sum() < 60
+
+
+@pytest.mark.needs_tensorflow
+def test_the_best_batches_are_measured_in_one_table(
+    benchmarks, tmp_path, monkeypatch
+):
+    from benchmarks import training
+
+    monkeypatch.setattr(training, "read_texts", lambda *_: TEXTS * 30)
+    corpus = training.Corpus("lines", tmp_path, toy=True)
+    title, rows = training.table(corpus, 128, "best", 100, ["jax"])
+    assert title == "training, LSTM 128, lines, best batches"
+    labels = [row.label for row in rows]
+    assert len(set(labels)) == len(labels)
+    assert {label.split(", batch ")[0] for label in labels} == {
+        "ours, jax",
+        "PyTorch",
+        "notebook",
+    }
+
+
+@pytest.mark.needs_tensorflow
+def test_the_notebook_counts_each_character_and_pads_on_the_left(benchmarks):
+    from benchmarks.peers import notebook
+
+    tokenizer = notebook.LegacyTokenizer(["ab", "a"])
+    # As often as each other: by first appearance.
+    assert tokenizer.word_index == {"a": 1, "\n": 2, "b": 3}
+    ((inputs, targets),) = notebook.dataset(["ab", "a"], tokenizer, 8)
+    assert inputs.shape == targets.shape == (2, 2, 4)
+    np.testing.assert_array_equal(inputs[..., 1:].numpy().argmax(-1)[0], [0, 2])
+    ids = targets.numpy().argmax(-1)
+    np.testing.assert_array_equal(ids, [[3, 2], [1, 2]])
+    np.testing.assert_array_equal(inputs.numpy().argmax(-1), [[1, 3], [0, 1]])
+
+
+@pytest.mark.slow
+@pytest.mark.trains
+def test_the_notebook_writes_character_by_character(benchmarks):
+    from benchmarks.peers import notebook
+
+    assert notebook.writing(TEXTS, units=2, length=3)() > 0
+    tokenizer = notebook.LegacyTokenizer(TEXTS)
+    model = notebook.build(len(tokenizer.word_index) + 1, units=2)
+    text = notebook.write(model, tokenizer, "To", 3)
+    assert text.startswith("To") and len(text) == 5
 
 
 def test_samplers_measures_every_chain(benchmarks, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """JAX alone: an LSTM as `lax.scan`, its gradient left to JAX."""
 
+import functools
 import time
 
 import numpy as np
@@ -49,7 +50,7 @@ def training(batches, vocabulary_size, units):
         nats = -jnp.take_along_axis(log_probs, targets.T[..., None], axis=-1)
         return (nats[..., 0] * counts.T).sum() / counts.sum()
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
     def train(weights, moments, step, *batch):
         gradients = jax.grad(loss)(weights, *batch)
         squares = sum((g**2).sum() for g in gradients.values())

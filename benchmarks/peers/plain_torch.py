@@ -39,18 +39,20 @@ def training(batches, vocabulary_size, units):
         (
             torch.from_numpy(arrays[f"ids_{i}"].astype("int64")),
             torch.from_numpy(arrays[f"targets_{i}"].astype("int64")),
-            torch.from_numpy(arrays[f"weights_{i}"] > 0),
         )
         for i in range(count)
     ]
-    characters = sum(int(mask.sum()) for *_, mask in data)
+    characters = sum(int((targets != 0).sum()) for _, targets in data)
     model = model_of(vocabulary_size, units)
     optimizer = torch.optim.Adam(model.parameters(), 5e-3, fused=True)
 
-    def step(ids, targets, mask):
+    def step(ids, targets):
         optimizer.zero_grad()
         logits, _ = model(ids)
-        loss = torch.nn.functional.cross_entropy(logits[mask], targets[mask])
+        # Id 0 is padding, and no target that counts.
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=0
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -1,0 +1,291 @@
+"""Characters a second in training: ours under each backend, and others.
+
+    python -m benchmarks.training --quick
+
+Padding is not counted. Ours is measured end to end: texts in memory, the
+pipeline, `model.fit`, as `compile()` leaves it. PyTorch and JAX get the very
+batches of that pipeline, ready in memory; the notebook goes its own way. What
+is timed is trained on once before, so compiling counts in `ready_seconds`.
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.race import ROOT, Row, race
+from benchmarks.report import log, make_parser, publish
+
+BACKENDS = ("tensorflow", "jax", "torch")
+UNITS = (128, 512)
+MODES = ("lines", "windows")
+BATCH_SIZES = (8, 64, 256)
+SEQUENCE_LENGTH = 128
+NOTEBOOK_BATCH_SIZE = 8
+# The batch sizes at which each is fastest, LSTM 128 on lines.
+BEST = {
+    "tensorflow": (32, 64),
+    "jax": (64, 256),
+    "torch": (32, 64),
+    "PyTorch": (32, 64, 128),
+}
+# Characters of one measurement times units: 2 to 5 seconds.
+EFFORT = 30_000_000
+DATA = ROOT.parent / "shared" / "data"
+
+
+def main(arguments=None):
+    """Measures and prints."""
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="LSTM 128, lines, batch 64 and 256, three measurements",
+    )
+    parser.add_argument("--backends", nargs="+", default=BACKENDS)
+    parser.add_argument("--units", type=int, nargs="+")
+    parser.add_argument("--mode", nargs="+", choices=MODES)
+    parser.add_argument(
+        "--batch", nargs="+", help='sizes, and "best": each at its own'
+    )
+    parser.add_argument("--only", nargs="+", help="labels of rows")
+    options = parser.parse_args(arguments)
+    units, modes, sizes, repeats = UNITS, MODES, (*BATCH_SIZES, "best"), 5
+    if options.quick:
+        units, modes, sizes, repeats = (128,), ("lines",), (64, 256, "best"), 3
+    if options.toy:
+        units, modes, sizes, repeats = (4,), ("lines",), (8,), 1
+    repeats = options.repeats or repeats
+
+    tables = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for width in options.units or units:
+            effort = 4 * 2_000 if options.toy else EFFORT
+            for mode in options.mode or modes:
+                corpus = Corpus(mode, Path(folder), options.toy)
+                for size in options.batch or sizes:
+                    title, rows = table(
+                        corpus, width, size, effort // width, options.backends
+                    )
+                    if options.only:
+                        rows = [r for r in rows if r.label in options.only]
+                    if not rows:
+                        continue
+                    log(title)
+                    tables[title] = {
+                        label: {**result, "unit": "characters/s"}
+                        for label, result in race(rows, repeats, log).items()
+                    }
+    settings = {
+        "repeats": repeats,
+        "sequence_length": SEQUENCE_LENGTH,
+        "corpora": {mode: corpus_name(mode, options.toy) for mode in MODES},
+    }
+    return publish("training", settings, tables, options.json)
+
+
+def table(corpus, units, size, characters, backends):
+    """Returns the title and the rows of what is measured in turn.
+
+    Args:
+        corpus: `Corpus`.
+        units: Positive integer.
+        size: Batch size of all, or `"best"`: each at its own.
+        characters: Positive integer, about so many are timed.
+        backends: List of str, those of ours.
+    """
+    title = f"training, LSTM {units}, {corpus.mode}, "
+    if size != "best":
+        size = int(size)
+        rows = [
+            corpus.ours(f"ours, {name}", name, units, size, characters)
+            for name in backends
+        ]
+        rows += [
+            corpus.peer("PyTorch", "plain_torch", units, size, characters),
+            corpus.peer("JAX", "plain_jax", units, size, characters),
+        ]
+        # Of windows the notebook knows nothing.
+        if size == NOTEBOOK_BATCH_SIZE and corpus.mode == "lines":
+            rows.append(corpus.notebook("notebook", units, characters))
+        return f"{title}batch {size}", rows
+    rows = [
+        corpus.ours(f"ours, {name}, batch {n}", name, units, n, characters)
+        for name in backends
+        for n in BEST[name]
+    ]
+    rows += [
+        corpus.peer(f"PyTorch, batch {n}", "plain_torch", units, n, characters)
+        for n in BEST["PyTorch"]
+    ]
+    if corpus.mode == "lines":
+        name = f"notebook, batch {NOTEBOOK_BATCH_SIZE}"
+        rows.append(corpus.notebook(name, units, characters))
+    return f"{title}best batches", rows
+
+
+class Corpus:
+    """Texts, and rows that train on them.
+
+    Args:
+        mode: `"lines"` or `"windows"`.
+        folder: `Path` for what the processes of the rows read.
+        toy: Whether a few texts do.
+    """
+
+    def __init__(self, mode, folder, toy):
+        from keras_chargen import CharTokenizer
+
+        self.mode = mode
+        self.texts = read_texts(mode, toy)
+        self.folder = folder
+        self.tokenizer = CharTokenizer()
+        self.tokenizer.adapt(self.texts)
+        self.path = folder / f"{mode}.json"
+        self.path.write_text(json.dumps(self.texts))
+        self._batches = {}
+
+    def ours(self, label, backend, units, batch_size, characters):
+        """Returns the row of `model.fit`."""
+        steps, characters, _ = self.batches(batch_size, characters)
+        arguments = {
+            "texts": str(self.path),
+            "mode": self.mode,
+            "units": units,
+            "batch_size": batch_size,
+            "steps": steps,
+            "characters": characters,
+        }
+        return Row(label, "training:ours", arguments, backend)
+
+    def peer(self, label, module, units, batch_size, characters):
+        """Returns the row of a peer that takes ready batches."""
+        arguments = {
+            "batches": str(self.batches(batch_size, characters)[-1]),
+            "vocabulary_size": self.tokenizer.vocabulary_size(),
+            "units": units,
+        }
+        return Row(label, f"peers.{module}:training", arguments)
+
+    def notebook(self, label, units, characters):
+        """Returns the row of the notebook: slow, so fewer texts do."""
+        taken, rest = [], characters / 4
+        for text in self.texts:
+            if rest <= 0:
+                break
+            taken.append(text)
+            rest -= len(text)
+        arguments = {
+            "texts": taken,
+            "units": units,
+            "batch_size": NOTEBOOK_BATCH_SIZE,
+        }
+        return Row(label, "peers.notebook:training", arguments, "tensorflow")
+
+    def batches(self, batch_size, characters):
+        """Returns the batches timed: how many, characters, a file of them."""
+        key = (batch_size, characters)
+        if key not in self._batches:
+            found = first_batches(
+                self.texts, self.tokenizer, self.mode, batch_size, characters
+            )
+            path = self.folder / f"{self.mode}-{batch_size}-{characters}.npz"
+            names = ("ids", "targets", "weights")
+            arrays = {
+                f"{name}_{i}": part
+                for i, batch in enumerate(found)
+                for name, part in zip(names, batch, strict=True)
+            }
+            np.savez(path, **arrays)
+            self._batches[key] = len(found), count(found), path
+        return self._batches[key]
+
+
+def ours(texts, mode, units, batch_size, steps, characters):
+    """Measures the first `steps` batches of an epoch of `model.fit`."""
+    import keras
+
+    from keras_chargen import CharRNN, CharTokenizer
+
+    class Clock(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.begin = time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seconds = time.perf_counter() - self.begin
+
+    texts = json.loads(Path(texts).read_text())
+    tokenizer = CharTokenizer()
+    tokenizer.adapt(texts)
+    model = CharRNN(tokenizer, units=units)
+    model.compile()
+
+    def run():
+        clock = Clock()
+        model.fit(
+            make_dataset(texts, tokenizer, mode, batch_size).take(steps),
+            shuffle=False,
+            callbacks=[clock],
+            verbose=0,
+        )
+        return characters / clock.seconds
+
+    run()
+    return run
+
+
+def make_dataset(texts, tokenizer, mode, batch_size):
+    """Returns the batches of an epoch, the same from each new dataset."""
+    from keras_chargen import pipeline
+
+    if mode == "lines":
+        return pipeline.lines(texts, tokenizer, batch_size)
+    return pipeline.windows(
+        texts, tokenizer, batch_size, sequence_length=SEQUENCE_LENGTH
+    )
+
+
+def first_batches(texts, tokenizer, mode, batch_size, characters):
+    """Returns the first batches of an epoch that hold so many characters."""
+    found = []
+    dataset = make_dataset(texts, tokenizer, mode, batch_size)
+    for batch in dataset.as_numpy_iterator():
+        found.append(batch)
+        if count(found) >= characters:
+            break
+    return found
+
+
+def count(batches):
+    """Characters that count, without padding."""
+    return sum(int(weights.sum()) for *_, weights in batches)
+
+
+def corpus_name(mode, toy=False):
+    """Returns the corpus of a mode: that beside the checkout, or our own."""
+    beside = {
+        "lines": DATA / "ag_news" / "train.csv.gz",
+        "windows": DATA / "tinyshakespeare.txt",
+    }[mode]
+    if toy or not beside.is_file():
+        return "python-docs"
+    return beside.relative_to(DATA).as_posix()
+
+
+def read_texts(mode, toy=False):
+    """Returns the texts of the corpus of a mode."""
+    from keras_chargen import open_corpus
+
+    name = corpus_name(mode, toy)
+    if name == "python-docs":
+        return list(open_corpus(name, limit=100 if toy else None))
+    if mode == "windows":
+        return list(open_corpus(str(DATA / name)))
+    columns = ["label", "title", "description"]
+    return list(open_corpus(str(DATA / name), field="title", columns=columns))
+
+
+if __name__ == "__main__":
+    main()
