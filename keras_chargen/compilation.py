@@ -12,7 +12,6 @@ import keras
 import numpy as np
 from keras import ops
 
-
 _PART_ROWS = 16  # fewer rows are not worth a core of their own
 
 

@@ -213,13 +213,9 @@ def run(cell, inputs, states, kernel, recurrent_kernel, bias):
 def _programs(cell, are_ids):
     """Returns `forward` and `backward` over all steps of a part of a batch."""
 
-    def scaled(recurrent_kernel):
-        units, width = recurrent_kernel.shape
-        scale = np.repeat(np.array(cell.scales, "float32"), units)
-        return units, width, ops.convert_to_tensor(scale)
-
     def forward(kernel, recurrent_kernel, bias, rows, *states):
-        units, width, scale = scaled(recurrent_kernel)
+        units = recurrent_kernel.shape[0]
+        scale = _scale(cell, units)
         first, second = _biases(bias)
         if are_ids:
             table = (kernel + first) * scale
@@ -249,7 +245,8 @@ def _programs(cell, are_ids):
 
     def backward(kernel, recurrent_kernel, bias, rows, *rest):
         states, (outputs, saved, (douts, *dstates)) = rest[:-3], rest[-3:]
-        units, width, scale = scaled(recurrent_kernel)
+        units, width = recurrent_kernel.shape
+        scale = _scale(cell, units)
         outputs, douts = (ops.transpose(x, (1, 0, 2)) for x in (outputs, douts))
         steps, size = ops.shape(douts)[:2]
         # The states before each step: outputs, and the cells of an LSTM.
@@ -258,7 +255,8 @@ def _programs(cell, are_ids):
             for first, x in zip(states, (outputs, saved[0]), strict=False)
         )
         turned = ops.transpose(recurrent_kernel * scale)
-        two = second_differs = cell is GRU
+        # The reset gate of a GRU stands between the two.
+        both = cell is GRU
 
         def retreat(k, dstates, kept):
             dh, *others = dstates
@@ -268,12 +266,10 @@ def _programs(cell, are_ids):
                 tuple(x[k] for x in saved),
             )
             dh = dstates[0] + ops.matmul(drecalled, turned)
-            found = (dread, drecalled) if two else (dread,)
+            found = (dread, drecalled) if both else (dread,)
             return k - 1, (dh, *dstates[1:]), _write(kept, k, found)
 
-        kept = tuple(
-            ops.zeros((steps, size, width)) for _ in range(1 + second_differs)
-        )
+        kept = tuple(ops.zeros((steps, size, width)) for _ in range(1 + both))
         _, dstates, kept = ops.while_loop(
             lambda k, *_: k >= 0,
             retreat,
@@ -299,12 +295,18 @@ def _programs(cell, are_ids):
             drows = ops.matmul(dread, ops.transpose(kernel * scale))
             drows = (ops.transpose(drows, (1, 0, 2)),)
             dbias = ops.sum(flat, axis=0)
-        if two:
+        if both:
             dbias = ops.stack([dbias, ops.sum(flat_recalled, axis=0)])
         of_weights = (dkernel * scale, drecurrent * scale, dbias * scale)
         return of_weights, (*dstates, *drows)
 
     return compile_part(forward), compile_part(backward)
+
+
+def _scale(cell, units):
+    return ops.convert_to_tensor(
+        np.repeat(np.array(cell.scales, "float32"), units)
+    )
 
 
 def _biases(bias):

@@ -1,30 +1,34 @@
-"""Torch's own recurrent kernels give what Keras's layers give."""
+"""The layers give what Keras's give, by whichever loop."""
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
+from keras_chargen import recurrent
 from keras_chargen.recurrent import CELLS
 
-NAMES = ["lstm", "gru"]
+BACKEND = keras.backend.backend()
+KERAS_LAYERS = {
+    "lstm": keras.layers.LSTM,
+    "gru": keras.layers.GRU,
+    "simple": keras.layers.SimpleRNN,
+}
+OURS = pytest.mark.skipif(
+    BACKEND not in ("jax", "tensorflow"), reason="a loop of ours"
+)
+TORCH = pytest.mark.skipif(BACKEND != "torch", reason="a loop of Torch's own")
+CELL = pytest.mark.parametrize("name", CELLS)
+INPUT = pytest.mark.parametrize("one_hot", [False, True])
 
 
-def pair(name, dtype=None):
+def pair(name, dtype=None, one_hot=False):
     """Our layer and Keras's, with the same random weights."""
-    arguments = {
-        "return_sequences": True,
-        "return_state": True,
-        "dtype": dtype,
-    }
-    ours = CELLS[name](6, **arguments)
-    keras_layer = {
-        "lstm": keras.layers.LSTM,
-        "gru": keras.layers.GRU,
-        "simple": keras.layers.SimpleRNN,
-    }[name]
-    theirs = keras_layer(6, **arguments)
-    ours.build((None, None, 5))
+    ours = CELLS[name](6, one_hot_size=5 if one_hot else None, dtype=dtype)
+    theirs = KERAS_LAYERS[name](
+        6, return_sequences=True, return_state=True, dtype=dtype
+    )
+    ours.build((None, None) if one_hot else (None, None, 5))
     theirs.build((None, None, 5))
     random = np.random.default_rng(0)
     weights = [
@@ -36,53 +40,107 @@ def pair(name, dtype=None):
     return ours, theirs
 
 
-def inputs(rows=3, steps=7):
+def inputs(rows=3, steps=7, one_hot=False):
+    """What our layer reads, and what Keras's reads in its place."""
     random = np.random.default_rng(1)
-    return random.normal(size=(rows, steps, 5)).astype("float32")
+    if not one_hot:
+        vectors = random.normal(size=(rows, steps, 5)).astype("float32")
+        return vectors, vectors
+    ids = random.integers(0, 5, size=(rows, steps)).astype("int32")
+    return ids, np.eye(5, dtype="float32")[ids]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_outputs_and_states_equal_those_of_keras(name):
-    ours, theirs = pair(name)
-    for a, b in zip(ours(inputs()), theirs(inputs()), strict=True):
+def assert_close(ours, theirs, atol=1e-5):
+    for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(
-            ops.convert_to_numpy(a), ops.convert_to_numpy(b), atol=1e-5
+            ops.convert_to_numpy(a), ops.convert_to_numpy(b), atol=atol
         )
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_given_state_is_read_on_from_as_keras_does(name):
-    ours, theirs = pair(name)
-    _, *state = theirs(inputs())
-    results = [
-        layer(inputs(steps=4), initial_state=state) for layer in (ours, theirs)
-    ]
-    for a, b in zip(*results, strict=True):
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(a), ops.convert_to_numpy(b), atol=1e-5
-        )
+@CELL
+@INPUT
+def test_outputs_and_states_equal_those_of_keras(name, one_hot):
+    ours, theirs = pair(name, one_hot=one_hot)
+    x, y = inputs(one_hot=one_hot)
+    assert_close(ours(x), theirs(y))
+
+
+@CELL
+@INPUT
+def test_a_given_state_is_read_on_from_as_keras_does(name, one_hot):
+    ours, theirs = pair(name, one_hot=one_hot)
+    x, y = inputs(one_hot=one_hot)
+    _, *state = theirs(y)
+    assert_close(ours(x, initial_state=state), theirs(y, initial_state=state))
+
+
+def trained(layer, x, rows):
+    """The weights after one step on outputs and last states."""
+    ids = keras.Input(x.shape[1:], dtype=x.dtype.name)
+    outputs, *states = layer(ids)
+    # Each output and each state has a gradient of its own.
+    joined = ops.concatenate(
+        [outputs[:, 1:], *(state[:, None] for state in states)], axis=1
+    )
+    model = keras.Model(ids, joined)
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    wanted = np.ones((len(x), x.shape[1] - 1 + len(states), 6), "float32")
+    model.fit(x, wanted, batch_size=rows, verbose=0)
+    return layer.get_weights()
 
 
 @pytest.mark.trains
-@pytest.mark.parametrize("name", NAMES)
-def test_gradients_equal_those_of_keras(name):
-    trained = []
+@CELL
+@INPUT
+@pytest.mark.parametrize("rows", [3, 64], ids=["whole", "in parts"])
+def test_gradients_equal_those_of_keras(name, one_hot, rows):
+    ours, theirs = pair(name, one_hot=one_hot)
+    x, y = inputs(rows, one_hot=one_hot)
+    before = ours.get_weights()
+    after = trained(ours, x, rows)
+    assert_close(after, trained(theirs, y, rows))
+    for a, b in zip(before, after, strict=True):
+        assert np.abs(a - b).max() > 1e-3
+
+
+@pytest.mark.trains
+@CELL
+def test_the_gradient_reaches_the_layer_below(name):
+    results = []
     for layer in pair(name):
-        ids = keras.Input((None, 5))
-        model = keras.Model(ids, layer(ids)[0])
+        below = keras.layers.Dense(5, kernel_initializer="ones")
+        x = keras.Input((None, 5))
+        model = keras.Model(x, layer(below(x))[0])
         model.compile(keras.optimizers.SGD(1.0), "mse")
-        model.fit(
-            inputs(), np.ones((3, 7, 6), "float32"), batch_size=3, verbose=0
-        )
-        trained.append(layer.get_weights())
-    for a, b in zip(*trained, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        wanted = np.ones((3, 7, 6), "float32")
+        model.fit(inputs()[0], wanted, batch_size=3, verbose=0)
+        results.append(below.get_weights())
+    assert_close(*results)
+    assert np.abs(results[0][0] - 1).max() > 1e-3
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="a loop of Torch's own"
-)
-@pytest.mark.parametrize("name", NAMES)
+@OURS
+@CELL
+def test_neither_one_hot_vectors_nor_keras_loops_are_made(name, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError
+
+    ours, _ = pair(name, one_hot=True)
+    monkeypatch.setattr(recurrent.ops, "one_hot", refuse)
+    monkeypatch.setattr(KERAS_LAYERS[name], "call", refuse)
+    ours(inputs(one_hot=True)[0])
+
+
+@CELL
+def test_a_layer_is_made_again_from_its_config(name):
+    layer = CELLS[name](6, one_hot_size=5, name="first")
+    again = CELLS[name].from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+    assert again.one_hot_size == 5
+
+
+@TORCH
+@pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_torch_runs_its_own_loop_on_a_cpu(name, monkeypatch):
     import torch
 
@@ -92,22 +150,20 @@ def test_torch_runs_its_own_loop_on_a_cpu(name, monkeypatch):
         torch, name, lambda *a, **k: (calls.append(a), kernel(*a, **k))[1]
     )
     ours, _ = pair(name)
-    ours(inputs())
+    ours(inputs()[0])
     assert len(calls) == 1
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="a loop of Torch's own"
-)
-@pytest.mark.parametrize("name", NAMES)
+@CELL
 def test_half_precision_is_left_to_keras(name):
-    layer = CELLS[name](
-        6,
-        return_sequences=True,
-        dtype="bfloat16",
-        recurrent_initializer="zeros",
-    )
-    assert layer(inputs()).dtype == keras.ops.ones(1, "bfloat16").dtype
+    ours, theirs = pair(name, "mixed_bfloat16")
+    x, _ = inputs()
+    for a, b in zip(ours(x), theirs(x), strict=True):
+        assert keras.backend.standardize_dtype(a.dtype) == "bfloat16"
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(ops.cast(a, "float32")),
+            ops.convert_to_numpy(ops.cast(b, "float32")),
+        )
 
 
 @pytest.mark.parametrize(
