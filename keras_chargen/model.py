@@ -108,6 +108,8 @@ class CharRNN(keras.Model):
         if logits.dtype != "float32":
             logits = widen(logits)
         super().__init__(inputs=ids, outputs=logits, **kwargs)
+        # Keras scales the loss where this says float16.
+        self.dtype_policy = recurrent[0].dtype_policy
 
         self.tokenizer = tokenizer
         self.cell = cell

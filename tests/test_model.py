@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_chargen import CharRNN, CharTokenizer
+from keras_chargen import CharRNN, CharTokenizer, recurrent
 from keras_chargen.compilation import compile_function
 
 BACKEND = keras.backend.backend()
@@ -169,6 +169,7 @@ def test_recurrent_layers_are_what_the_fused_kernels_want(cell):
 
 @pytest.mark.parametrize("embedding_dim", [None, 4])
 def test_no_mask_reaches_a_recurrent_layer(embedding_dim, monkeypatch):
+    monkeypatch.setattr(recurrent, "loops_are_ours", lambda: False)
     model = make(num_layers=2, embedding_dim=embedding_dim)
     masks = []
     for i in (1, 2):
@@ -182,27 +183,6 @@ def test_no_mask_reaches_a_recurrent_layer(embedding_dim, monkeypatch):
         monkeypatch.setattr(layer, "inner_loop", spy)
     model(np.pad(some_ids(), [(0, 0), (0, 3)]))
     assert masks == [None, None]
-
-
-@pytest.mark.skipif(BACKEND not in ("tensorflow", "jax"), reason="not theirs")
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_a_call_takes_the_path_of_the_fused_kernels(cell, monkeypatch):
-    # On a GPU Keras hands over to cuDNN in this function.
-    module = keras.src.backend
-    calls, original = [], getattr(module, cell)
-    monkeypatch.setattr(
-        module,
-        cell,
-        lambda *args, **kwargs: (
-            calls.append((args[-1], kwargs)),
-            original(*args, **kwargs),
-        )[1],
-    )
-    make(cell=cell)(some_ids())
-    ((mask, arguments),) = calls
-    assert mask is None
-    assert arguments["unroll"] is False
-    assert arguments["return_sequences"] is True
 
 
 # ---------------------------------------------------------- config
@@ -346,3 +326,21 @@ def test_a_loaded_model_trains_on_as_the_saved_one(tmp_path):
         each.train_on_batch(**batch)
     for a, b in zip(model.get_weights(), twin.get_weights(), strict=True):
         close(a, b, atol=1e-6)
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_a_model_learns_in_mixed_precision(half):
+    model = make(dtype=f"mixed_{half}")
+    model.compile()
+    # float16 has no room for small gradients: the loss is scaled.
+    scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert scaled == (half == "float16")
+    random = np.random.default_rng(0)
+    ids = random.integers(1, 5, (8, 6)).astype("int32")
+    weights = np.ones((8, 6), "float32")
+    losses = model.fit(
+        ids, ids, sample_weight=weights, epochs=4, batch_size=8, verbose=0
+    ).history["loss"]
+    assert losses[-1] < losses[0]
+    assert {w.dtype for w in model.trainable_weights} == {"float32"}

@@ -1,10 +1,14 @@
 """The layers give what Keras's give, by whichever loop."""
 
+import importlib
+import inspect
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
+import keras_chargen
 from keras_chargen import recurrent
 from keras_chargen.recurrent import CELLS
 
@@ -137,6 +141,64 @@ def test_a_layer_is_made_again_from_its_config(name):
     again = CELLS[name].from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
     assert again.one_hot_size == 5
+
+
+def as_on_a_gpu(monkeypatch, calls):
+    """Lets Keras believe in a GPU, and stands in for cuDNN's LSTM and GRU."""
+    room = importlib.import_module(f"keras.src.backend.{BACKEND}.rnn")
+    monkeypatch.setattr(recurrent, "loops_are_ours", lambda: False)
+    monkeypatch.setattr(room, "_is_gpu_available", lambda: True)
+
+    def zeros(sequences, count):
+        rows, steps, _ = sequences.shape
+        outputs = ops.zeros((rows, steps, 6), sequences.dtype)
+        return outputs, [outputs[:, -1]] * count
+
+    def tensorflow_kernel(count, sequences, *_, mask, **settings):
+        calls.append((sequences.dtype.name, mask))
+        outputs, states = zeros(sequences, count)
+        return outputs[:, -1], outputs, states
+
+    def jax_kernel(sequences, *_, **settings):
+        # It takes no mask: with one, Keras does not get here.
+        calls.append((sequences.dtype.name, None))
+        outputs, states = zeros(sequences, 2)
+        return outputs, *(state[None] for state in states)
+
+    if BACKEND == "jax":
+        module = importlib.import_module("jax.experimental.rnn")
+        monkeypatch.setattr(module, "lstm", jax_kernel)
+        return
+    for name, kernel in (("_cudnn_lstm", 2), ("_cudnn_gru", 1)):
+        signature = inspect.signature(getattr(room, name))
+
+        def stand_in(*args, kernel=kernel, signature=signature, **kwargs):
+            named = signature.bind(*args, **kwargs).arguments
+            inputs = named.pop("inputs")
+            return tensorflow_kernel(kernel, inputs, **named)
+
+        monkeypatch.setattr(room, name, stand_in)
+
+
+@OURS
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+@pytest.mark.parametrize(
+    "name",
+    # Keras has no cuDNN kernel of a GRU under JAX.
+    ["lstm"] + ["gru"] * (BACKEND == "tensorflow"),
+)
+def test_a_gpu_is_given_what_cudnn_takes(name, dtype, monkeypatch):
+    calls = []
+    as_on_a_gpu(monkeypatch, calls)
+    characters = keras_chargen.CharTokenizer("abcd")
+    model = keras_chargen.CharRNN(
+        characters, cell=name, units=6, num_layers=2, dtype=dtype
+    )
+    calls.clear()
+    model(np.ones((3, 8), "int32"), training=True)
+    half = dtype.removeprefix("mixed_")
+    # A call a layer, without a mask, in the dtype of the policy.
+    assert calls == [(half, None)] * 2
 
 
 @TORCH
