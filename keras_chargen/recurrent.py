@@ -10,6 +10,8 @@ character: ids stand for one-hot vectors, and of all gates one tanh is taken,
 since a sigmoid is half of a tanh of half, plus a half.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -173,7 +175,7 @@ class SimpleRNN(_Layer, keras.layers.SimpleRNN):
         return h, [h]
 
 
-CELLS = {"lstm": LSTM, "gru": GRU, "simple": SimpleRNN}
+CELLS: dict[str, Any] = {"lstm": LSTM, "gru": GRU, "simple": SimpleRNN}
 
 
 def _read(cell, x, bias):
