@@ -165,7 +165,7 @@ class Sampler:
         Args:
             logits: float32 `(B, V)`, what `transform` gave.
             uniform: float32 `(B,)` in [0, 1): the draw inverts the cumulative
-                distribution at this number. Greedy does not look at it.
+                distribution at this number. Greedy takes None too.
 
         Returns:
             int32 `(B,)`, ids whose logit is above `-inf`.
