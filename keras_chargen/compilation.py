@@ -1,7 +1,8 @@
 """The one room that knows the backends apart: it compiles functions.
 
 TensorFlow and JAX trace a function once per shape and run it as one program;
-OpenVINO needs a graph built around placeholders; Torch and NumPy run eagerly.
+OpenVINO needs a graph built around placeholders; Torch and NumPy run eagerly,
+but for the body of a loop, of which Torch keeps the operations alone.
 Callers hand over pure functions of `keras.ops` and see no difference.
 """
 
@@ -30,6 +31,11 @@ def sorts_slowly():
     XLA sorts slowly on a CPU, and loops at no cost; where every operation is
     a call of its own, one sort beats the many rounds of a search.
     """
+    return keras.backend.backend() in ("jax", "tensorflow")
+
+
+def fuses_elementwise():
+    """Whether elementwise operations in a row cost one pass: under XLA."""
     return keras.backend.backend() in ("jax", "tensorflow")
 
 
@@ -169,6 +175,8 @@ def compile_scan(body, outputs, variables=()):
         which the rows before the stop are meaningful and the rest 0, or of
         fewer rows.
     """
+    if keras.backend.backend() == "torch":
+        return _torch_scan(body)
     if keras.backend.backend() not in ("jax", "tensorflow"):
         return _python_scan(compile_function(body, variables))
 
@@ -208,6 +216,63 @@ def _python_scan(body):
         return carry, {
             name: np.stack([row[name] for row in rows]) for name in rows[0]
         }
+
+    return scan
+
+
+def _torch_scan(body):
+    import torch
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    programs: dict = {}
+
+    def trace(carry, x):
+        # Around each operation Keras does several times its work, in Python.
+        # The trace holds Torch's operations alone, and the weights, which
+        # change in place.
+        nested = (carry, x)
+        structure: list = []
+
+        def flat_body(*flat):
+            results = body(*keras.tree.pack_sequence_as(nested, flat))
+            structure[:] = [keras.tree.map_structure(lambda _: 0, results)]
+            return keras.tree.flatten(results)
+
+        flat = keras.tree.flatten(nested)
+        try:
+            # Traced without values, so that none becomes part of the code.
+            program = make_fx(
+                flat_body, tracing_mode="fake", _allow_non_fake_inputs=True
+            )(*flat)
+        except RuntimeError:
+            # A body that looks at values runs as it is, or fails again.
+            program = flat_body
+            program(*flat)
+        return program, structure[0]
+
+    @torch.no_grad()
+    def scan(carry, xs, limit):
+        convert = ops.convert_to_tensor
+        carry, xs = keras.tree.map_structure(convert, (carry, xs))
+        columns = keras.tree.flatten(xs)
+        flat = keras.tree.flatten(carry)
+        key = tuple((x.shape, x.dtype) for x in (*flat, *columns))
+        if key not in programs:
+            x = keras.tree.map_structure(lambda x: x[0], xs)
+            programs[key] = trace(carry, x)
+        run, structure = programs[key]
+        rows = []
+        for k in range(int(limit)):
+            results = run(*flat, *(column[k] for column in columns))
+            flat = results[: len(flat)]
+            rows.append(results[len(flat) : -1])
+            if results[-1]:
+                break
+        columns = [torch.stack(column) for column in zip(*rows, strict=True)]
+        carry, ys, _ = keras.tree.pack_sequence_as(
+            structure, [*flat, *columns, results[-1]]
+        )
+        return carry, ys
 
     return scan
 

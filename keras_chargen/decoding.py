@@ -287,7 +287,9 @@ class _LoopDecoder(_Decoder):
         reads = np.ones(size, "int32")
         reads[:batch] = [len(row) for row in inputs]
         carry = self.begin(inputs, size)
-        streams = {"uniform": Draws(keys, size)}
+        streams = {}
+        if not self.sampler.greedy:
+            streams["uniform"] = Draws(keys, size)
         if self.sampler.uses_chance:
             streams["chance"] = Draws(keys, size, stream=1)
         scan = self.compiled(
@@ -398,7 +400,7 @@ def _body(model, sampler, eos_id, scored):
         logits, outputs = sampler.transform(
             logits, context, numbers, carry["sampler"]
         )
-        ids = sampler.choose(logits, x["uniform"])
+        ids = sampler.choose(logits, x.get("uniform"))
         ids = ops.where(reading, forced, ids)
         ids = ops.where(done, ops.zeros_like(ids), ids)
         written = written + ops.cast(writes, "int32")

@@ -108,7 +108,7 @@ def test_a_scan_ends_where_the_body_says():
     assert ys[:3, 0].tolist() == [1, 2, 3]
 
 
-@pytest.mark.skipif(BACKEND not in ("jax", "tensorflow"), reason="is eager")
+@pytest.mark.skipif(BACKEND in ("numpy", "openvino"), reason="runs each step")
 def test_another_limit_is_no_other_program():
     traces = []
 
@@ -122,6 +122,36 @@ def test_another_limit_is_no_other_program():
     for limit in (1, 4):
         run_scan(scan, limit=limit, bound=limit)
     assert len(traces) == traced
+
+
+def test_a_scan_sees_new_values_of_variables():
+    variable = keras.Variable(np.ones(2, "float32"))
+
+    def body(carry, x):
+        return carry, {"y": x + variable}, ops.any(carry > 9)
+
+    scan = compile_scan(body, {"y": "float32"}, [variable])
+    for value in (1, 5):
+        variable.assign(np.full(2, value, "float32"))
+        x = np.ones((3, 2), "float32")
+        _, ys = scan(np.zeros(2, "float32"), x, np.int32(3))
+        assert arrays(ys)["y"].tolist() == [[1 + value] * 2] * 3
+
+
+@pytest.mark.skipif(
+    BACKEND in ("jax", "tensorflow", "openvino"),
+    reason="compiled code cannot look at values",
+)
+def test_the_body_of_a_scan_may_look_at_values():
+    def body(carry, x):
+        up = float(ops.convert_to_numpy(x[0])) > 0
+        carry = carry + (1 if up else -10)
+        return carry, {"y": carry}, ops.any(carry > 9)
+
+    scan = compile_scan(body, {"y": "float32"})
+    x = np.array([[1], [0], [1]], "float32")
+    _, ys = scan(np.zeros(1, "float32"), x, np.int32(3))
+    assert arrays(ys)["y"][:, 0].tolist() == [1, -9, -8]
 
 
 def test_only_jax_trains_with_xla():

@@ -34,6 +34,7 @@ CUTS = {
     "xtc": XTC,
     "mirostat": Mirostat,
 }
+_WIDE = 512  # ids above which a triangle of ones costs more than a sum
 
 
 @keras.saving.register_keras_serializable(package="keras_chargen")
@@ -164,15 +165,14 @@ class Sampler:
         Args:
             logits: float32 `(B, V)`, what `transform` gave.
             uniform: float32 `(B,)` in [0, 1): the draw inverts the cumulative
-                distribution at this number. Greedy does not look at it.
+                distribution at this number. Greedy takes None too.
 
         Returns:
             int32 `(B,)`, ids whose logit is above `-inf`.
         """
-        likeliest = ops.cast(ops.argmax(logits, axis=-1), "int32")
         if self.greedy:
-            return likeliest
-        return invert_distribution(logits, uniform, likeliest)
+            return ops.cast(ops.argmax(logits, axis=-1), "int32")
+        return invert_distribution(logits, uniform)
 
     def remember(self, outputs, ids, context, numbers, state):
         """Returns the state after int32 `(B,)` ids were read or written."""
@@ -311,22 +311,30 @@ def _make_cut(name, options):
     return None if cut is None else cut(**options)
 
 
-def invert_distribution(logits, uniform, fallback):
+def invert_distribution(logits, uniform):
     """Draws ids by inverting the cumulative distribution.
 
     Args:
         logits: float32 `(B, V)`; `-inf` where an id is out.
         uniform: float32 `(B,)` in [0, 1).
-        fallback: int32 `(B,)`, ids that are in; they stand where rounding
-            would pick one that is out.
 
     Returns:
-        int32 `(B,)`.
+        int32 `(B,)`, ids that are in, whatever rounding does.
     """
+    size = logits.shape[-1]
     weights = ops.exp(logits - ops.max(logits, axis=-1, keepdims=True))
-    cumulative = ops.cumsum(weights, axis=-1)  # (B, V), not normalized
+    cumulative = _running_sums(weights, size)  # (B, V), not normalized
     threshold = uniform[:, None] * cumulative[:, -1:]
-    ids = ops.sum(ops.cast(cumulative <= threshold, "int32"), axis=-1)
-    ids = ops.minimum(ids, ops.shape(logits)[-1] - 1)
-    picked = ops.take_along_axis(weights, ids[:, None], axis=-1)[:, 0]
-    return ops.where(picked > 0, ids, fallback)
+    ids = ops.arange(size, dtype="int32")
+    # The first that passes the threshold; else, by rounding, the last id. One
+    # smallest number finds both, 2V - id standing for the latter.
+    keys = ops.where(cumulative > threshold, ids, 2 * size - ids)
+    keys = ops.min(ops.where(weights > 0, keys, 2 * size), axis=-1)
+    return ops.where(keys < size, keys, 2 * size - keys)
+
+
+def _running_sums(weights, size):
+    if size > _WIDE:
+        return ops.cumsum(weights, axis=-1)
+    # XLA's cumulative sum is five kernels, which a small product is not.
+    return ops.matmul(weights, np.triu(np.ones((size, size), "float32")))
