@@ -1,5 +1,6 @@
 """Compiled programs kept on disk, so that the next process starts at once."""
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -12,6 +13,7 @@ import keras
 from keras_chargen.compilation import keeper
 
 VARIABLE = "KERAS_CHARGEN_CACHE"
+LIMIT = 256_000_000  # bytes
 
 
 def keep_programs(folder=None):
@@ -20,7 +22,8 @@ def keep_programs(folder=None):
     Under TensorFlow and JAX; the other backends make none that are slow to
     make. The command line calls it. A program calls it once, before it writes
     or trains: it sets what holds for all of TensorFlow or JAX, and leaves
-    alone a cache that the program has set there itself.
+    alone a cache that the program has set there itself. What is oldest goes
+    where all programs take more than 256 MB.
 
     Whoever can write to the folder can run code in the processes that use it.
 
@@ -42,7 +45,8 @@ def keep_programs(folder=None):
         folder = os.environ.get(VARIABLE) or _default_folder()
         if folder == "off":
             return None
-    place = Path(folder).absolute() / _kind()
+    folder = Path(folder).absolute()
+    place = folder / _kind()
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The one sure test, for quotas and read-only file systems too.
@@ -50,7 +54,24 @@ def keep_programs(folder=None):
             pass
     except OSError:
         return None
+    _trim(folder)
     return place if keep(place) else None
+
+
+def _trim(folder):
+    programs = []
+    # The folder is the user's choice: only what is ours may go.
+    for path in folder.glob(f"*-{16 * '[0-9a-f]'}/*"):
+        with contextlib.suppress(OSError):
+            stat = path.stat()
+            programs.append((stat.st_mtime, stat.st_size, path))
+    excess = sum(size for _, size, _ in programs) - LIMIT
+    for _, size, path in sorted(programs):
+        if excess <= 0:
+            break
+        with contextlib.suppress(OSError):
+            path.unlink()
+        excess -= size
 
 
 def _default_folder():

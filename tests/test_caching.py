@@ -215,6 +215,27 @@ def test_a_folder_that_cannot_be_written_is_none(kept, tmp_path, monkeypatch):
     assert not kept
 
 
+def test_the_oldest_programs_go_where_there_are_too_many(
+    kept, tmp_path, monkeypatch
+):
+    place = keep_programs(tmp_path)
+    other = tmp_path / f"jax-{'0' * 16}"
+    theirs = tmp_path / "letters-of-theirs"
+    for age, path in enumerate(
+        (place / "new", place / "older", other / "oldest", theirs / "old")
+    ):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(10))
+        os.utime(path, (1000 - age, 1000 - age))
+    monkeypatch.setattr(caching, "LIMIT", 20)
+    keep_programs(tmp_path)
+    left = {path.name for path in files(tmp_path)}
+    assert left == {"new", "older", "old"}
+    monkeypatch.setattr(caching, "LIMIT", 19)
+    keep_programs(tmp_path)
+    assert {path.name for path in files(tmp_path)} == {"new", "old"}
+
+
 def test_a_processor_without_proc_has_a_name_too(kept, tmp_path, monkeypatch):
     place = keep_programs(tmp_path)
 
