@@ -42,17 +42,17 @@ def keep_programs(folder=None):
     if keep is None:
         return None
     if folder is None:
-        folder = os.environ.get(VARIABLE) or _default_folder()
+        folder = os.environ.get(VARIABLE)
         if folder == "off":
             return None
-    folder = Path(folder).absolute()
-    place = folder / _kind()
     try:
+        folder = Path(folder or _default_folder()).absolute()
+        place = folder / _kind()
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The one sure test, for quotas and read-only file systems too.
         with tempfile.TemporaryFile(dir=place):
             pass
-    except OSError:
+    except (OSError, RuntimeError):  # a user without a home
         return None
     _trim(folder)
     return place if keep(place) else None

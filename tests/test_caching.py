@@ -236,6 +236,17 @@ def test_the_oldest_programs_go_where_there_are_too_many(
     assert {path.name for path in files(tmp_path)} == {"new", "old"}
 
 
+def test_a_user_without_a_home_keeps_nothing(kept, monkeypatch):
+    def expand(_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv(caching.VARIABLE)
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", expand)
+    assert keep_programs() is None
+    assert not kept
+
+
 def test_a_processor_without_proc_has_a_name_too(kept, tmp_path, monkeypatch):
     place = keep_programs(tmp_path)
 
