@@ -42,6 +42,7 @@ _ROOMS = {
     "Typical": "samplers",
     "Written": "decoding",
     "XTC": "samplers",
+    "keep_programs": "caching",
     "lines": "pipeline",
     "load_model": "saving",
     "open_corpus": "corpora",

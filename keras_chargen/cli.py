@@ -1035,6 +1035,9 @@ def _import_keras():
     # Keras tells its backend on standard error, some frameworks on output.
     with contextlib.redirect_stdout(sys.stderr):
         import keras
+    from keras_chargen.caching import keep_programs
+
+    keep_programs()
     return keras
 
 

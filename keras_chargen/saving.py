@@ -5,10 +5,12 @@ import zipfile
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from keras_chargen.files import replacing
 from keras_chargen.model import CharRNN
 
+_REGISTERED = keras.saving.get_registered_name(CharRNN)
 _MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
 
 
@@ -99,7 +101,10 @@ def load_model(path, compile=False):
         what = f"has no {min(missing)}" if missing else f"{damaged} is damaged"
         raise ValueError(f"{path} is not a whole .keras file: {what}")
     try:
-        model = keras.saving.load_model(path, compile=compile, safe_mode=True)
+        with keras.saving.custom_object_scope({_REGISTERED: _Undrawn}):
+            model = keras.saving.load_model(
+                path, compile=compile, safe_mode=True
+            )
     except NotImplementedError as error:
         raise ValueError(
             f"the {keras.backend.backend()} backend cannot run {path}: {error}"
@@ -112,3 +117,24 @@ def load_model(path, compile=False):
             f"{path} holds a {type(model).__name__}, not a CharRNN"
         )
     return model
+
+
+class _Undrawn:
+    """A `CharRNN` for a file whose weights follow.
+
+    Drawing weights that are replaced at once takes longer than all the rest
+    of loading where each operation is compiled first.
+    """
+
+    @staticmethod
+    def from_config(config):
+        # Variables made in this scope get their values when it ends.
+        with keras.StatelessScope():
+            model = CharRNN.from_config(config)
+            for variable in model.weights:
+                variable._initializer = _zeros
+        return model
+
+
+def _zeros(shape, dtype):
+    return np.zeros(shape, dtype)

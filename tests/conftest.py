@@ -9,6 +9,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# No test finds, or leaves behind, programs in the user's home.
+os.environ["KERAS_CHARGEN_CACHE"] = "off"
+
 # Torch imported after TensorFlow can crash the process.
 if importlib.util.find_spec("torch"):
     import torch  # noqa: F401

@@ -200,3 +200,40 @@ def test_the_figures_of_samplers_are_what_they_say(benchmarks):
     rng = np.random.default_rng(0)
     assert samplers.swapped("a a", rng) is None
     assert samplers.swapped("a bc d", rng) == "a cb d"
+
+
+@pytest.mark.slow
+def test_startup_measures_every_backend_beside_keras_alone(benchmarks, capsys):
+    import keras
+
+    from benchmarks import startup
+
+    backend = keras.backend.backend()
+    startup.main(["--toy", "--json", "--backends", backend])
+    tables = json.loads(capsys.readouterr().out)["tables"]
+    for unit, symbol in (("seconds", "s"), ("megabytes", "MB")):
+        assert list(tables[f"{unit} to --help"]) == ["ours"]
+        for name in ("import keras", "import keras_chargen", "first text"):
+            (row,) = tables[f"{unit} to {name}"].values()
+            assert row["median"] > 0 and row["unit"] == symbol
+    assert tables["seconds to first text, nothing cached"][backend]["values"]
+
+
+def test_startup_tells_of_a_backend_that_fails(benchmarks, monkeypatch):
+    from benchmarks import startup
+
+    def fail(arguments, backend, cache):
+        raise RuntimeError("No module named 'abacus'")
+
+    monkeypatch.setattr(startup, "measure", fail)
+    tables = startup.race(list(startup.tasks(["jax"], "m.keras")), 1, "off")
+    for unit in ("seconds", "megabytes"):
+        row = tables[f"{unit} to first text"]["jax"]
+        assert row["error"] == "No module named 'abacus'"
+
+
+def test_startup_tells_how_a_process_failed(benchmarks):
+    from benchmarks import startup
+
+    with pytest.raises(RuntimeError, match="ValueError: 7"):
+        startup.measure(["-c", "raise ValueError(7)"], "jax", "off")

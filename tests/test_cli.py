@@ -677,6 +677,26 @@ finally:
     assert min(seconds) < 0.5
 
 
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="imports itself")
+def test_writing_imports_no_tensorflow(model_file):
+    source = """
+import sys
+sys.argv[0] = "keras-chargen"
+from keras_chargen.cli import main
+try:
+    main(["generate", *sys.argv[1:]])
+finally:
+    print("tensorflow" in sys.modules)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", source, str(model_file)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.splitlines()[-1] == "False", result.stderr
+
+
 def test_what_no_encoding_holds_is_printed_all_the_same(
     model_file, monkeypatch
 ):

@@ -146,6 +146,47 @@ def test_what_was_saved_is_loaded(file):
     assert loaded.generate("a", 9) == model.generate("a", 9)
 
 
+def test_every_weight_of_a_deep_model_in_mixed_precision_is_loaded(tmp_path):
+    model = CharRNN(
+        CharTokenizer([*"ab"]),
+        "gru",
+        4,
+        2,
+        embedding_dim=3,
+        dtype="mixed_bfloat16",
+    )
+    save_model(model, tmp_path / "m.keras")
+    loaded = load_model(tmp_path / "m.keras")
+    for a, b in zip(model.weights, loaded.weights, strict=True):
+        assert (a.path, a.dtype) == (b.path, b.dtype)
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(a), ops.convert_to_numpy(b)
+        )
+
+
+def test_loading_draws_no_weights(file, monkeypatch):
+    weights = make().get_weights()
+
+    def draw(*_, **__):
+        raise AssertionError("drawn, to be replaced at once")
+
+    for kind in ("GlorotUniform", "OrthogonalInitializer"):
+        monkeypatch.setattr(getattr(keras.initializers, kind), "__call__", draw)
+    for a, b in zip(weights, load_model(file).get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_seeds_of_dropout_are_drawn_in_loading(tmp_path):
+    model = CharRNN(CharTokenizer([*"ab"]), units=4, dropout=0.5)
+    save_model(model, tmp_path / "m.keras")
+    (drop,) = (
+        layer
+        for layer in load_model(tmp_path / "m.keras").layers
+        if isinstance(layer, keras.layers.Dropout)
+    )
+    assert ops.convert_to_numpy(drop.seed_generator.state.value).any()
+
+
 def test_keras_alone_loads_it_in_safe_mode(file):
     model = keras.saving.load_model(file, safe_mode=True)
     assert isinstance(model, CharRNN)
