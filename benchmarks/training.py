@@ -9,6 +9,7 @@ is timed is trained on once before, so compiling counts in `ready_seconds`.
 """
 
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -44,7 +45,9 @@ def main(arguments=None):
         action="store_true",
         help="LSTM 128, lines, batch 64 and 256, three measurements",
     )
-    parser.add_argument("--backends", nargs="+", default=BACKENDS)
+    parser.add_argument(
+        "--backends", nargs="+", choices=BACKENDS, help="of ours"
+    )
     parser.add_argument("--units", type=int, nargs="+")
     parser.add_argument("--mode", nargs="+", choices=MODES)
     parser.add_argument(
@@ -58,26 +61,29 @@ def main(arguments=None):
     if options.toy:
         units, modes, sizes, repeats = (4,), ("lines",), (8,), 1
     repeats = options.repeats or repeats
+    # A toy is one process, of the backend that is active.
+    active = os.environ.get("KERAS_BACKEND", "tensorflow")
+    backends = options.backends or ((active,) if options.toy else BACKENDS)
 
     tables = {}
     with tempfile.TemporaryDirectory() as folder:
         for width in options.units or units:
-            effort = 4 * 2_000 if options.toy else EFFORT
+            effort = 4 * 300 if options.toy else EFFORT
             for mode in options.mode or modes:
                 corpus = Corpus(mode, Path(folder), options.toy)
                 for size in options.batch or sizes:
                     title, rows = table(
-                        corpus, width, size, effort // width, options.backends
+                        corpus, width, size, effort // width, backends
                     )
                     if options.only:
                         rows = [r for r in rows if r.label in options.only]
                     if not rows:
                         continue
                     log(title)
-                    tables[title] = {
-                        label: {**result, "unit": "characters/s"}
-                        for label, result in race(rows, repeats, log).items()
-                    }
+                    found = race(rows, repeats, log, apart=not options.toy)
+                    for result in found.values():
+                        result["unit"] = "characters/s"
+                    tables[title] = found
     settings = {
         "repeats": repeats,
         "sequence_length": SEQUENCE_LENGTH,
