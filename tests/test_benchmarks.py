@@ -94,6 +94,15 @@ def test_training_measures_ours_and_every_peer(benchmarks, capsys, monkeypatch):
 
 
 @pytest.mark.needs_tensorflow
+def test_training_says_that_no_row_has_a_label(benchmarks, capsys):
+    from benchmarks import training
+
+    with pytest.raises(SystemExit):
+        training.main(["--toy", "--only", "Pytorch"])
+    assert "no row" in capsys.readouterr().err
+
+
+@pytest.mark.needs_tensorflow
 @pytest.mark.parametrize("mode", ["lines", "windows"])
 def test_each_dataset_starts_with_the_batches_that_peers_get(
     benchmarks, tmp_path, monkeypatch, mode
