@@ -26,6 +26,8 @@ def render(results):
         results: Dict by name of a script of what it published.
     """
     parts = [_targets(results)]
+    if results:
+        parts.append("![characters a second, by batch size](results/speed.svg)")
     for name, found in results.items():
         parts.append(f"### {name}")
         parts.append(

@@ -8,7 +8,9 @@ batches of that pipeline, ready in memory; the notebook goes its own way. What
 is timed is trained on once before, so compiling counts in `ready_seconds`.
 """
 
+import itertools
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +26,7 @@ MODES = ("lines", "windows")
 BATCH_SIZES = (8, 64, 256)
 SEQUENCE_LENGTH = 128
 NOTEBOOK_BATCH_SIZE = 8
-# The batch sizes at which each is fastest, LSTM 128 on lines.
+# Where each is fastest, LSTM 128 on lines, and beside it.
 BEST = {
     "tensorflow": (32, 64),
     "jax": (64, 256),
@@ -44,46 +46,70 @@ def main(arguments=None):
         action="store_true",
         help="LSTM 128, lines, batch 64 and 256, three measurements",
     )
-    parser.add_argument("--backends", nargs="+", default=BACKENDS)
+    parser.add_argument(
+        "--backends", nargs="+", choices=BACKENDS, help="of ours"
+    )
     parser.add_argument("--units", type=int, nargs="+")
     parser.add_argument("--mode", nargs="+", choices=MODES)
     parser.add_argument(
-        "--batch", nargs="+", help='sizes, and "best": each at its own'
+        "--batch",
+        nargs="+",
+        help='sizes, and "best": each at its own, LSTM 128 on lines alone',
     )
     parser.add_argument("--only", nargs="+", help="labels of rows")
     options = parser.parse_args(arguments)
-    units, modes, sizes, repeats = UNITS, MODES, (*BATCH_SIZES, "best"), 5
-    if options.quick:
-        units, modes, sizes, repeats = (128,), ("lines",), (64, 256, "best"), 3
-    if options.toy:
-        units, modes, sizes, repeats = (4,), ("lines",), (8,), 1
+    repeats = 1 if options.toy else 3 if options.quick else 5
     repeats = options.repeats or repeats
 
     tables = {}
     with tempfile.TemporaryDirectory() as folder:
-        for width in options.units or units:
-            effort = 4 * 2_000 if options.toy else EFFORT
-            for mode in options.mode or modes:
-                corpus = Corpus(mode, Path(folder), options.toy)
-                for size in options.batch or sizes:
-                    title, rows = table(
-                        corpus, width, size, effort // width, options.backends
-                    )
-                    if options.only:
-                        rows = [r for r in rows if r.label in options.only]
-                    if not rows:
-                        continue
-                    log(title)
-                    tables[title] = {
-                        label: {**result, "unit": "characters/s"}
-                        for label, result in race(rows, repeats, log).items()
-                    }
+        for title, rows in plan(options, Path(folder)):
+            log(title)
+            found = race(rows, repeats, log, apart=not options.toy)
+            for result in found.values():
+                result["unit"] = "characters/s"
+            tables[title] = found
+    if not tables:
+        parser.error("no row is of this batch size and label")
     settings = {
         "repeats": repeats,
+        "characters_times_units": EFFORT,
         "sequence_length": SEQUENCE_LENGTH,
         "corpora": {mode: corpus_name(mode, options.toy) for mode in MODES},
     }
     return publish("training", settings, tables, options.json)
+
+
+def plan(options, folder):
+    """Yields the title and the rows of each table.
+
+    Args:
+        options: What `main` parses.
+        folder: `Path` for what the processes of the rows read.
+    """
+    units, modes, sizes = UNITS, MODES, (*BATCH_SIZES, "best")
+    backends, effort = BACKENDS, EFFORT
+    if options.quick:
+        units, modes, sizes = (128,), ("lines",), (64, 256, "best")
+    if options.toy:
+        units, modes, sizes, effort = (4,), ("lines",), (8,), 1200
+        # A toy is one process, of the backend that is active.
+        backends = (os.environ.get("KERAS_BACKEND", "tensorflow"),)
+    corpora = [
+        Corpus(mode, folder, options.toy) for mode in options.mode or modes
+    ]
+    for width, corpus, size in itertools.product(
+        options.units or units, corpora, options.batch or sizes
+    ):
+        if size == "best" and (width, corpus.mode) != (128, "lines"):
+            continue
+        title, rows = table(
+            corpus, width, size, effort // width, options.backends or backends
+        )
+        if options.only:
+            rows = [row for row in rows if row.label in options.only]
+        if rows:
+            yield title, rows
 
 
 def table(corpus, units, size, characters, backends):

@@ -71,21 +71,35 @@ def test_a_row_that_fails_is_reported_and_the_others_go_on(race, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.trains
-def test_training_measures_ours_and_every_peer(benchmarks, capsys):
+def test_training_measures_ours_and_every_peer(benchmarks, capsys, monkeypatch):
     from benchmarks import training
 
-    backend = keras.backend.backend()
-    training.main(["--toy", "--json", "--backends", backend])
+    monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())
+    training.main(["--toy", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["settings"]["corpora"]["lines"] == "python-docs"
     rows = found["tables"]["training, LSTM 4, lines, batch 8"]
-    assert list(rows) == [f"ours, {backend}", "PyTorch", "JAX", "notebook"]
+    assert list(rows) == [
+        f"ours, {keras.backend.backend()}",
+        "PyTorch",
+        "JAX",
+        "notebook",
+    ]
     for label, row in rows.items():
         # A session has the backend it tests, and not the others.
         if row.get("error", "").startswith("ModuleNotFoundError"):
             assert label in ("PyTorch", "JAX")
             continue
         assert row["median"] > 0 and row["unit"] == "characters/s"
+
+
+@pytest.mark.needs_tensorflow
+def test_training_says_that_no_row_has_a_label(benchmarks, capsys):
+    from benchmarks import training
+
+    with pytest.raises(SystemExit):
+        training.main(["--toy", "--only", "Pytorch"])
+    assert "no row" in capsys.readouterr().err
 
 
 @pytest.mark.needs_tensorflow
@@ -133,7 +147,7 @@ def test_the_best_batches_are_measured_in_one_table(
 
 
 @pytest.mark.needs_tensorflow
-def test_the_notebook_counts_each_character_and_pads_on_the_left(benchmarks):
+def test_the_notebook_pads_on_the_left_and_counts_no_padding(benchmarks):
     from benchmarks.peers import notebook
 
     tokenizer = notebook.LegacyTokenizer(["ab", "a"])
@@ -141,9 +155,8 @@ def test_the_notebook_counts_each_character_and_pads_on_the_left(benchmarks):
     assert tokenizer.word_index == {"a": 1, "\n": 2, "b": 3}
     ((inputs, targets),) = notebook.dataset(["ab", "a"], tokenizer, 8)
     assert inputs.shape == targets.shape == (2, 2, 4)
-    np.testing.assert_array_equal(inputs[..., 1:].numpy().argmax(-1)[0], [0, 2])
-    ids = targets.numpy().argmax(-1)
-    np.testing.assert_array_equal(ids, [[3, 2], [1, 2]])
+    np.testing.assert_array_equal(targets.numpy().argmax(-1), [[3, 2], [1, 2]])
+    assert notebook.count([(inputs, targets)]) == 4
     np.testing.assert_array_equal(inputs.numpy().argmax(-1), [[1, 3], [0, 1]])
 
 
