@@ -159,6 +159,31 @@ def test_the_notebook_writes_character_by_character(benchmarks):
     assert text.startswith("To") and len(text) == 5
 
 
+@pytest.mark.needs_tensorflow
+def test_reading_measures_ours_and_every_peer(benchmarks, capsys):
+    from benchmarks import reading
+
+    reading.main(["--toy", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    rows = result["tables"]["file to batches"]
+    assert {"ours", *reading.PEERS} < set(rows)
+    for label, row in rows.items():
+        if row.get("error", "").startswith("ModuleNotFoundError"):
+            assert label.startswith("tokenizers")
+        else:
+            assert row["median"] > 0 and row["unit"] == "characters/s"
+
+
+@pytest.mark.needs_tensorflow
+@pytest.mark.parametrize("name", ["host", "graph", "legacy"])
+def test_reading_measures_text_to_ids_alone(benchmarks, tmp_path, name):
+    from benchmarks import reading
+
+    (tmp_path / "t.txt").write_text("ab\ncd\n")
+    run = reading.text_to_ids(str(tmp_path / "t.txt"), name, seconds=0.01)
+    assert run() > 0
+
+
 def test_samplers_measures_every_chain(benchmarks, capsys, monkeypatch):
     from benchmarks import samplers
 
