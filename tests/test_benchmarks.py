@@ -184,6 +184,28 @@ def test_reading_measures_text_to_ids_alone(benchmarks, tmp_path, name):
     assert run() > 0
 
 
+@pytest.mark.slow
+@pytest.mark.trains
+def test_scaling_fits_an_exponent_to_every_table(benchmarks, capsys):
+    from benchmarks import scaling
+
+    scaling.main(["--toy", "--json"])
+    tables = json.loads(capsys.readouterr().out)["tables"]
+    assert len(tables) == 7
+    for rows in tables.values():
+        exponent = rows.pop("exponent")
+        assert exponent["note"]
+        assert len(rows) == 2
+        assert all(row["median"] > 0 for row in rows.values())
+
+
+def test_the_exponent_of_scaling_is_that_of_the_cost(benchmarks):
+    from benchmarks import scaling
+
+    found = scaling._exponent([1, 10, 100], [3, 300, 30_000], "why")
+    assert found["median"] == pytest.approx(2)
+
+
 def test_samplers_measures_every_chain(benchmarks, capsys, monkeypatch):
     from benchmarks import samplers
 
