@@ -347,29 +347,58 @@ def _check_file(path: Path, suffix: str) -> None:
         raise CorpusError(f"{path}: a binary file; it must hold UTF-8 text")
 
 
+def _too_long(path: str | os.PathLike[str], number: int) -> CorpusError:
+    return CorpusError(
+        f"{path}, line {number}: longer than {_LINE_CHARACTERS:,} "
+        "characters; a .txt file of long lines can be read in mode "
+        "'windows'"
+    )
+
+
 def _file_lines(file: IO[str], path: str | os.PathLike[str]) -> Iterator[str]:
     """Lines with their ends, as the file's `newline` cuts them."""
     number = 0
     while line := file.readline(_LINE_CHARACTERS + 1):
         number += 1
         if len(line) > _LINE_CHARACTERS:
-            raise CorpusError(
-                f"{path}, line {number}: longer than {_LINE_CHARACTERS:,} "
-                "characters; a .txt file of long lines can be read in mode "
-                "'windows'"
-            )
+            raise _too_long(path, number)
         yield line.removeprefix("\ufeff") if number == 1 else line
 
 
 def _read_lines(path: Path) -> _Read:
     def read() -> Generator[str, None, None]:
         with _open_text(path, newline="\n") as file:
-            for line in _file_lines(file, path):
-                if line.endswith("\n"):
-                    line = line[:-1].removesuffix("\r")
-                yield line
+            yield from _bare_lines(file, path)
 
     return read
+
+
+def _bare_lines(
+    file: IO[str], path: str | os.PathLike[str]
+) -> Generator[str, None, None]:
+    r"""Lines without `\n` or `\r\n`, cut out of a block of the file at once."""
+    number = 0
+    begun: list[str] = []  # the line that goes on in the next block
+    block = file.read(_PIECE_CHARACTERS).removeprefix("\ufeff")
+    while block:
+        begun.append(block)
+        if "\n" in block:
+            text = "".join(begun)
+            lines = text.split("\n")
+            begun = [lines.pop()]
+            if len(text) >= _LINE_CHARACTERS:
+                for i, line in enumerate(lines, number + 1):
+                    if len(line) >= _LINE_CHARACTERS:
+                        raise _too_long(path, i)
+            if "\r" in text:
+                lines = [line.removesuffix("\r") for line in lines]
+            number += len(lines)
+            yield from lines
+        if sum(map(len, begun)) > _LINE_CHARACTERS:
+            raise _too_long(path, number + 1)
+        block = file.read(_PIECE_CHARACTERS)
+    if begun and begun != [""]:
+        yield "".join(begun)
 
 
 def _read_pieces(path: Path, limit: int | None = None) -> _Read:
