@@ -168,27 +168,31 @@ def _open(path, column, **options):
 
 def ours(path, column, later):
     """Measures `lines`."""
-    from keras_chargen import CharTokenizer, pipeline
+    from keras_chargen import pipeline
+    from keras_chargen.tokenizer import CharacterCounts, CharTokenizer
 
     def begin():
-        corpus = _open(path, column)
-        tokenizer = CharTokenizer()
-        tokenizer.adapt(corpus)
-        return pipeline.lines(corpus, tokenizer, BATCH_SIZE)
+        # As `keras-chargen train` does, in one pass through the file.
+        counts, tokenizer = CharacterCounts(), CharTokenizer()
+        texts = pipeline.text_dataset(counts.watch(_open(path, column)))
+        tokenizer.adapt_counts(counts.by_character())
+        return pipeline.lines(texts, tokenizer, BATCH_SIZE)
 
     return _measure(begin, _in_batches(begin()), later)
 
 
 def our_windows(path, later):
     """Measures `windows`."""
-    from keras_chargen import CharTokenizer, pipeline
+    from keras_chargen import pipeline
+    from keras_chargen.tokenizer import CharacterCounts, CharTokenizer
 
     def begin():
         corpus = _open(path, None, mode="windows")
-        tokenizer = CharTokenizer()
-        tokenizer.adapt(corpus)
+        counts, tokenizer = CharacterCounts(), CharTokenizer()
+        texts = pipeline.text_dataset(counts.watch(corpus))
+        tokenizer.adapt_counts(counts.by_character())
         return pipeline.windows(
-            corpus,
+            texts,
             tokenizer,
             BATCH_SIZE,
             sequence_length=LENGTH,

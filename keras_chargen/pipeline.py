@@ -26,7 +26,11 @@ hide_gpus_from_tensorflow()
 MEMORY_BYTES = 1 << 26  # texts beyond this go to a temporary file
 SHUFFLE_ROWS = 1 << 17  # texts, or windows, shuffled among each other
 SHUFFLE_IDS = 1 << 23  # and no more characters than this
-MAX_BUCKETS = 8
+MAX_BUCKETS = 16
+FREE_BUCKETS = 8
+# Compiling for one more width takes as long as training on five to ten times
+# as many positions.
+_BUCKET_CELLS = 1 << 15
 _CHOICES = 512  # widths that buckets are chosen from
 _HASH_BUCKETS = 1 << 20
 _HASH_KEY = (0x6B65726173, 0x6368617267656E)
@@ -278,7 +282,9 @@ def fit_buckets(widths, max_length=512, minimum=1, max_buckets=MAX_BUCKETS):
     """Chooses the bucket widths that leave the least padding.
 
     Dynamic programming over the widths; where they go beyond 512, over as
-    many multiples of a number.
+    many multiples of a number. XLA compiles a model for every width, so more
+    than `FREE_BUCKETS` are taken only where each spares so much padding that
+    it pays within some epochs.
 
     Args:
         widths: As `count_widths` gives them.
@@ -297,26 +303,26 @@ def fit_buckets(widths, max_length=512, minimum=1, max_buckets=MAX_BUCKETS):
     choices, groups = np.unique(rounded, return_inverse=True)
     counts = np.bincount(groups, weights=widths[present]).astype("int64")
     before = np.concatenate([[0], np.cumsum(counts)])
-    n = len(choices)
-    # cost[j]: least area of the first j widths in so many buckets.
-    cost = np.full(n + 1, np.inf)
-    cost[0] = 0
-    best: tuple[float, list[int]] = (np.inf, [])
-    cuts: dict[int, list[int]] = {0: []}
-    for _ in range(min(max_buckets, n)):
-        following, chosen = np.full(n + 1, np.inf), {}
-        for j in range(1, n + 1):
-            inside = before[j] - before[:j]
-            area = cost[:j] + inside * choices[j - 1]
-            area[inside < minimum] = np.inf
-            i = int(np.argmin(area))
-            if np.isfinite(area[i]):
-                following[j] = area[i]
-                chosen[j] = [*cuts[i], int(choices[j - 1])]
-        cost, cuts = following, chosen
-        if cost[n] < best[0]:
-            best = cost[n], cuts[n]
-    return best[1]
+    # area[j, i]: cells of a bucket of the widths i to j.
+    inside = before[1:, None] - before[:-1]
+    area = np.where(inside < minimum, np.inf, inside * choices[:, None])
+    # cost[j]: least cells of the first j widths in so many buckets.
+    cost = np.array([0, *[np.inf] * len(choices)])
+    least, origins = np.inf, []
+    for count in range(1, max_buckets + 1):
+        total = cost[:-1] + area
+        origin = np.argmin(total, axis=1)
+        cost = np.array([np.inf, *np.min(total, axis=1)])
+        spared = float(least) - float(cost[-1])
+        if not spared > (_BUCKET_CELLS if count > FREE_BUCKETS else 0):
+            break
+        least = cost[-1]
+        origins.append(origin)
+    buckets, end = [], len(choices)
+    for origin in reversed(origins):
+        buckets.append(int(choices[end - 1]))
+        end = origin[end - 1]
+    return buckets[::-1]
 
 
 def _encoder(tokenizer, separated=True):
@@ -454,18 +460,15 @@ def _batches(blocks, buckets, batch_size, count, training, seed):
     blocks = blocks.scan((none, none), advance).prefetch(1)
 
     def batches_of(ids, starts, lengths, widths):
+        ids = tf.pad(ids, [[0, buckets[-1] + 1]])
+
         def batch(starts, lengths, width):
             columns = tf.range(width + 1)
-            lengths = lengths[:, None]
-            # Beyond its end a row repeats its last target, not counted.
-            places = starts[:, None] + tf.minimum(columns, lengths)
-            found = tf.gather(ids, places)  # (B, width + 1)
-            counts = columns[:-1] < lengths
-            return (
-                tf.where(counts, found[:, :-1], 0),
-                tf.where(counts, found[:, 1:], 0),
-                tf.cast(counts, tf.float32),
-            )
+            # Beyond its end a row goes on into the next one, not counted.
+            found = tf.gather(ids, starts[:, None] + columns)  # (B, width + 1)
+            counts = tf.cast(columns[:-1] < lengths[:, None], tf.int32)
+            inputs, targets = found[:, :-1] * counts, found[:, 1:] * counts
+            return inputs, targets, tf.cast(counts, tf.float32)
 
         slices = tf.data.Dataset.from_tensor_slices((starts, lengths, widths))
         return slices.map(batch, tf.data.AUTOTUNE, deterministic=True)

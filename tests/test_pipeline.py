@@ -457,6 +457,13 @@ def test_no_bucket_is_wider_than_the_widest_batch():
     assert fit_buckets(np.bincount([5, 900]), max_length=64)[-1] == 64
 
 
+def test_only_a_corpus_that_gains_by_it_has_many_buckets():
+    widths = np.ones(100, int)
+    assert len(fit_buckets(widths)) == pipeline.FREE_BUCKETS
+    assert len(fit_buckets(widths * 1_000)) > pipeline.FREE_BUCKETS
+    assert len(fit_buckets(widths * 10**6)) == pipeline.MAX_BUCKETS
+
+
 def test_buckets_for_long_rows_are_multiples_of_a_number():
     widths = np.ones(5001, int)
     *buckets, last = fit_buckets(widths, max_length=5000)
