@@ -64,8 +64,13 @@ def main(arguments=None):
         choices=("writing", "training", "corpus"),
         help="a part of the tables",
     )
+    parser.add_argument(
+        "--megabytes", type=float, nargs="+", help="sizes of the corpus"
+    )
     options = parser.parse_args(arguments)
     sizes = TOY if options.toy else Sizes()
+    if options.megabytes:
+        sizes = sizes._replace(megabytes=tuple(options.megabytes))
     repeats = options.repeats or (1 if options.toy else 3)
     tables = {}
     if options.only in (None, "writing"):
@@ -180,7 +185,7 @@ def corpus(sizes):
             path = Path(folder, "corpus.txt")
             write_text(path, int(megabytes * 1e6))
             row = Row(
-                f"{megabytes:,} megabytes",
+                f"{megabytes:,g} megabytes",
                 "scaling:peak_memory",
                 {"path": str(path), "units": sizes.default_units},
                 os.environ.get("KERAS_BACKEND"),
@@ -190,7 +195,7 @@ def corpus(sizes):
     for result in found.values():
         result["unit"] = "MB at the peak"
     peaks = [row.get("median") for row in found.values()]
-    if all(peaks):
+    if all(peaks) and len(peaks) > 1:
         found["exponent"] = _exponent(
             sizes.megabytes,
             peaks,
