@@ -40,17 +40,16 @@ def stream_ids(texts, tokenizer, separated=True):
     """Maps texts to one sequence of ids.
 
     Args:
-        texts: String tensor `(N,)`, N > 0, valid UTF-8.
+        texts: String tensor `(N,)`, valid UTF-8.
         tokenizer: Adapted `CharTokenizer`.
         separated: Whether `<eos>` follows each text.
 
     Returns:
         int32 `(M,)`.
     """
-    if separated:
-        text = tf.strings.reduce_join(texts, separator=SEPARATOR) + SEPARATOR
-    else:
-        text = tf.strings.reduce_join(texts)
+    separator = SEPARATOR if separated else b""
+    text = tf.strings.reduce_join(texts, separator=separator)
+    text += tf.where(tf.size(texts) > 0, separator, b"")
     data = tf.io.decode_raw(text, tf.uint8)
     table = tokenizer.table
     by_byte = np.full(256, _NO_CHARACTER, "int32")

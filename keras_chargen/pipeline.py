@@ -23,6 +23,7 @@ from keras_chargen.tokenizer import BLOCK_CHARACTERS, BLOCK_TEXTS, blocks
 
 hide_gpus_from_tensorflow()
 
+_AUTOTUNE = tf.data.AUTOTUNE
 MEMORY_BYTES = 1 << 26  # texts beyond this go to a temporary file
 SHUFFLE_ROWS = 1 << 17  # texts, or windows, shuffled among each other
 SHUFFLE_IDS = 1 << 23  # and no more characters than this
@@ -37,9 +38,9 @@ _HASH_KEY = (0x6B65726173, 0x6368617267656E)
 _INTEGERS = tf.TensorSpec([None], tf.int32)
 _FLAG = tf.TensorSpec([], tf.bool)
 
-# The datasets whose texts are known to be valid UTF-8, and how many texts of
-# each make a block.
-_BLOCK_SIZES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# The same texts in blocks `(N,)`, by dataset of single ones: those of which
+# it is known that they are valid UTF-8.
+_BLOCKS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def text_dataset(texts):
@@ -62,7 +63,7 @@ def text_dataset(texts):
         OSError: The temporary file cannot be written.
     """
     if isinstance(texts, tf.data.Dataset):
-        if texts in _BLOCK_SIZES:
+        if texts in _BLOCKS:
             return texts
         spec = texts.element_spec
         if not isinstance(spec, tf.TensorSpec) or (
@@ -73,9 +74,8 @@ def text_dataset(texts):
                 f"elements of {spec}"
             )
         some = list(texts.take(BLOCK_TEXTS).as_numpy_iterator())
-        size = _texts_in(BLOCK_CHARACTERS, len(some), sum(map(len, some)))
-        size = min(size, BLOCK_TEXTS)
-        return _remember(_by_block(texts, size, _valid), size)
+        size = sum(map(len, some))
+        return _unbatch(_batch(texts, len(some), size).map(_valid, _AUTOTUNE))
     encoded = map(_encode, blocks(texts))
     head, size = [], 0
     for block in encoded:
@@ -87,7 +87,7 @@ def text_dataset(texts):
     if not head:
         raise ValueError("There must be at least one text. Received none")
     dataset = tf.data.Dataset.from_tensor_slices(np.array(head, object))
-    return _remember(dataset, _texts_in(BLOCK_CHARACTERS, len(head), size))
+    return _unbatch(_batch(dataset, len(head), size))
 
 
 def split(dataset, fraction):
@@ -107,8 +107,7 @@ def split(dataset, fraction):
     if fraction == 1:
         raise ValueError("`fraction` must be below 1. Received: 1")
     bound = round(fraction * _HASH_BUCKETS)
-    dataset = text_dataset(dataset)
-    size = _BLOCK_SIZES[dataset]
+    blocks = _BLOCKS[text_dataset(dataset)]
 
     def part(held_out):
         def choose(texts):
@@ -117,7 +116,7 @@ def split(dataset, fraction):
             )
             return tf.boolean_mask(texts, (places < bound) == held_out)
 
-        return _remember(_by_block(dataset, size, choose), size)
+        return _unbatch(blocks.map(choose, _AUTOTUNE, deterministic=True))
 
     return part(False), part(True)
 
@@ -174,7 +173,8 @@ def lines(
     texts, longest = int(widths.sum()), len(widths) - 1
     widths = _cut(widths, max_length)
     count = int(widths.sum())
-    _check_count(batch_size, count, "texts", training)
+    kind = "texts" if count == texts else "pieces of texts"
+    _check_count(batch_size, count, kind, training)
     if buckets is None:
         minimum = batch_size if training else 1
         buckets = fit_buckets(widths, max_length, minimum)
@@ -192,8 +192,8 @@ def lines(
         return ids, starts, lengths
 
     characters = int((widths * np.arange(len(widths))).sum())
-    size = _texts_of_block(texts, characters, count, training)
-    found = dataset.batch(size).map(rows, tf.data.AUTOTUNE, deterministic=True)
+    blocks = _blocks_to_shuffle(dataset, texts, characters, count, training)
+    found = blocks.map(rows, _AUTOTUNE, deterministic=True)
     return _batches(found, buckets, batch_size, count, training, seed)
 
 
@@ -235,18 +235,18 @@ def windows(
     seed = check_integer("seed", seed, 0)
     dataset = text_dataset(texts)
     encode = _encoder(tokenizer, separated=not joined)
-    parts = dataset.batch(_BLOCK_SIZES[dataset]).map(
+    parts = _BLOCKS[dataset].map(
         lambda texts: (tf.size(texts), tf.size(encode(texts)[0])),
-        tf.data.AUTOTUNE,
+        _AUTOTUNE,
     )
-    found = np.array(list(parts.as_numpy_iterator()), "int64")
+    found = np.array(list(parts.as_numpy_iterator()), "int64").reshape(-1, 2)
     texts, size = map(int, found.sum(0))
     targets = size + joined + start - 1
     count = -(-targets // length)
     _check_count(batch_size, count, f"windows of {length} characters", training)
-    size = _texts_of_block(texts, targets, count, training)
-    stream = dataset.batch(size).map(
-        lambda texts: encode(texts)[0], tf.data.AUTOTUNE, deterministic=True
+    blocks = _blocks_to_shuffle(dataset, texts, targets, count, training)
+    stream = blocks.map(
+        lambda texts: encode(texts)[0], _AUTOTUNE, deterministic=True
     )
     mark = tf.data.Dataset.from_tensors([tf.constant(tokenizer.eos_id)])
     stream = mark.concatenate(stream) if start else stream
@@ -268,9 +268,9 @@ def count_widths(dataset, encode, start=True):
         NumPy int64 array: entry w counts the texts of width w.
     """
     total = np.zeros(1, "int64")
-    counts = dataset.batch(_BLOCK_SIZES[dataset]).map(
+    counts = _BLOCKS[dataset].map(
         lambda texts: tf.math.bincount(encode(texts)[1] - int(not start)),
-        tf.data.AUTOTUNE,
+        _AUTOTUNE,
     )
     for block in counts.as_numpy_iterator():
         total = np.pad(total, (0, max(0, len(block) - len(total))))
@@ -354,11 +354,12 @@ def _texts_in(characters, texts, size):
     return max(1, characters * texts // max(size, 1))
 
 
-def _texts_of_block(texts, characters, rows, training):
+def _blocks_to_shuffle(dataset, texts, characters, rows, training):
+    if not training:
+        return _BLOCKS[dataset]
     # What is shuffled is shuffled within a block.
-    size = SHUFFLE_IDS if training else BLOCK_CHARACTERS
-    size = min(_texts_in(size, texts, characters), texts)
-    return max(1, min(size, SHUFFLE_ROWS * texts // rows))
+    size = min(_texts_in(SHUFFLE_IDS, texts, characters), texts)
+    return dataset.batch(max(1, min(size, SHUFFLE_ROWS * texts // rows)))
 
 
 def _cut(widths, longest):
@@ -421,7 +422,7 @@ def _batches(blocks, buckets, batch_size, count, training, seed):
         # Other numbers in every epoch.
         seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
         blocks = tf.data.Dataset.zip(blocks, seeds).map(
-            _shuffle, tf.data.AUTOTUNE, deterministic=True
+            _shuffle, _AUTOTUNE, deterministic=True
         )
     none = tf.zeros(0, tf.int32)
     flush = tf.data.Dataset.from_tensors((none, none, none, True))
@@ -471,13 +472,13 @@ def _batches(blocks, buckets, batch_size, count, training, seed):
             return inputs, targets, tf.cast(counts, tf.float32)
 
         slices = tf.data.Dataset.from_tensor_slices((starts, lengths, widths))
-        return slices.map(batch, tf.data.AUTOTUNE, deterministic=True)
+        return slices.map(batch, _AUTOTUNE, deterministic=True)
 
     full = count // batch_size if training else -(-count // batch_size)
     return (
         blocks.flat_map(batches_of)
         .apply(tf.data.experimental.assert_cardinality(full))
-        .prefetch(tf.data.AUTOTUNE)
+        .prefetch(_AUTOTUNE)
     )
 
 
@@ -529,12 +530,15 @@ def _check_buckets(buckets):
     return buckets
 
 
-def _by_block(dataset, size, function):
-    return dataset.batch(size).map(function, tf.data.AUTOTUNE).unbatch()
+def _batch(dataset, texts, characters):
+    """Makes blocks of a dataset of which so many texts hold `characters`."""
+    size = _texts_in(BLOCK_CHARACTERS, texts, characters)
+    return dataset.batch(min(size, BLOCK_TEXTS))
 
 
-def _remember(dataset, size):
-    _BLOCK_SIZES[dataset] = min(size, BLOCK_TEXTS)
+def _unbatch(blocks):
+    dataset = blocks.unbatch()
+    _BLOCKS[dataset] = blocks
     return dataset
 
 
@@ -562,15 +566,11 @@ def _encode_one(text):
 def _file_dataset(head, blocks):
     """Writes blocks of texts to a file, a record each."""
     folder = tempfile.mkdtemp(prefix="keras_chargen_")
-    texts = characters = 0
     try:
         path = os.path.join(folder, "texts.tfrecord")
         with tf.io.TFRecordWriter(path) as writer:
             for block in itertools.chain(head, blocks):
-                record = SEPARATOR.join([*block, b""])
-                writer.write(record)
-                texts += len(block)
-                characters += len(record)
+                writer.write(SEPARATOR.join([*block, b""]))
         records = tf.data.TFRecordDataset(path)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -581,9 +581,10 @@ def _file_dataset(head, blocks):
         raise
     # What is made of a dataset refers to it, so it lives as long as they do.
     weakref.finalize(records, shutil.rmtree, folder, ignore_errors=True)
-    dataset = records.map(
-        lambda record: tf.strings.split(record, SEPARATOR)[:-1],
-        tf.data.AUTOTUNE,
-        deterministic=True,
-    ).unbatch()
-    return _remember(dataset, _texts_in(BLOCK_CHARACTERS, texts, characters))
+    return _unbatch(
+        records.map(
+            lambda record: tf.strings.split(record, SEPARATOR)[:-1],
+            _AUTOTUNE,
+            deterministic=True,
+        )
+    )

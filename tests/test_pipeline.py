@@ -393,6 +393,14 @@ def test_a_batch_larger_than_the_corpus_is_refused():
         windows(["abc"], TOKENIZER, 4, sequence_length=4)
 
 
+@pytest.mark.parametrize("make", [lines, windows])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_dataset_without_texts_is_refused(make, training):
+    none = tf.data.Dataset.from_tensor_slices(["a"]).take(0)
+    with pytest.raises(ValueError, match=r"the number of .*\b0\b.*Received: 1"):
+        make(none, TOKENIZER, 1, training=training)
+
+
 def test_evaluation_takes_a_batch_larger_than_the_corpus():
     assert texts_of(lines(["abc"], TOKENIZER, 4, training=False)) == ["abc"]
 
