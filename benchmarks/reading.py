@@ -144,11 +144,14 @@ def ids_rows(path):
     ]
 
 
-def _measure(begin, characters, later):
+def _measure(begin, later, characters=None):
     """Returns what measures the whole way, or an epoch of what it leads to."""
     batches = begin()
-    for _ in batches:
-        pass
+    if characters is None:
+        characters = _in_batches(batches)
+    else:
+        for _ in batches:
+            pass
 
     def run():
         start = time.perf_counter()
@@ -157,6 +160,14 @@ def _measure(begin, characters, later):
         return characters / (time.perf_counter() - start)
 
     return run
+
+
+def _in_batches(batches):
+    # Incomplete batches are left out, and `<eos>` is no character.
+    return sum(
+        int(((targets > 0) & (targets < targets.max())).sum())
+        for _, targets, _ in batches.as_numpy_iterator()
+    )
 
 
 def _open(path, column, **options):
@@ -178,7 +189,7 @@ def ours(path, column, later):
         tokenizer.adapt_counts(counts.by_character())
         return pipeline.lines(texts, tokenizer, BATCH_SIZE)
 
-    return _measure(begin, _in_batches(begin()), later)
+    return _measure(begin, later)
 
 
 def our_windows(path, later):
@@ -199,15 +210,7 @@ def our_windows(path, later):
             joined=corpus.joined,
         )
 
-    return _measure(begin, _in_batches(begin()), later)
-
-
-def _in_batches(batches):
-    # Incomplete batches are left out, and `<eos>` is no character.
-    return sum(
-        int(((targets > 0) & (targets < targets.max())).sum())
-        for _, targets, _ in batches.as_numpy_iterator()
-    )
+    return _measure(begin, later)
 
 
 def peer(path, column, name, later):
@@ -217,7 +220,7 @@ def peer(path, column, name, later):
     characters = sum(map(len, _open(path, column)))
     function = getattr(readers, name)
     return _measure(
-        lambda: function(path, column, BATCH_SIZE), characters, later
+        lambda: function(path, column, BATCH_SIZE), later, characters
     )
 
 
@@ -228,8 +231,8 @@ def tutorial(path, later):
     characters = os.path.getsize(path)
     return _measure(
         lambda: readers.tutorial_windows(path, LENGTH, BATCH_SIZE),
-        characters,
         later,
+        characters,
     )
 
 

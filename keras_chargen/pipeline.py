@@ -168,8 +168,8 @@ def lines(
         buckets = _check_buckets(buckets)
         max_length = buckets[-1]
     dataset = text_dataset(texts)
-    encode = _encoder(tokenizer)
-    widths = count_widths(dataset, encode, start)
+    parts = _encoded(dataset, tokenizer)
+    widths, sizes = count_widths(parts, start)
     texts, longest = int(widths.sum()), len(widths) - 1
     widths = _cut(widths, max_length)
     count = int(widths.sum())
@@ -179,8 +179,7 @@ def lines(
         minimum = batch_size if training else 1
         buckets = fit_buckets(widths, max_length, minimum)
 
-    def rows(texts):
-        ids, lengths = encode(texts)
+    def rows(ids, lengths):
         # One `<eos>` is the last target of a text and the first input of the
         # next.
         ids = tf.concat([[tokenizer.eos_id], ids], 0)
@@ -191,10 +190,10 @@ def lines(
             starts, lengths = _cut_rows(starts, lengths, max_length)
         return ids, starts, lengths
 
-    characters = int((widths * np.arange(len(widths))).sum())
-    blocks = _blocks_to_shuffle(dataset, texts, characters, count, training)
-    found = blocks.map(rows, _AUTOTUNE, deterministic=True)
-    return _batches(found, buckets, batch_size, count, training, seed)
+    if training:
+        parts = _joined(parts, sizes, count)
+    blocks = parts.map(rows, _AUTOTUNE, deterministic=True)
+    return _batches(blocks, buckets, batch_size, count, training, seed)
 
 
 def windows(
@@ -234,20 +233,15 @@ def windows(
     length = check_integer("sequence_length", sequence_length, 1)
     seed = check_integer("seed", seed, 0)
     dataset = text_dataset(texts)
-    encode = _encoder(tokenizer, separated=not joined)
-    parts = _BLOCKS[dataset].map(
-        lambda texts: (tf.size(texts), tf.size(encode(texts)[0])),
-        _AUTOTUNE,
-    )
-    found = np.array(list(parts.as_numpy_iterator()), "int64").reshape(-1, 2)
-    texts, size = map(int, found.sum(0))
-    targets = size + joined + start - 1
+    parts = _encoded(dataset, tokenizer, separated=not joined)
+    sizes = parts.map(lambda ids, _: tf.size(ids))
+    sizes = np.array(list(sizes.as_numpy_iterator()), "int64")
+    targets = int(sizes.sum()) + joined + start - 1
     count = -(-targets // length)
     _check_count(batch_size, count, f"windows of {length} characters", training)
-    blocks = _blocks_to_shuffle(dataset, texts, targets, count, training)
-    stream = blocks.map(
-        lambda texts: encode(texts)[0], _AUTOTUNE, deterministic=True
-    )
+    if training:
+        parts = _joined(parts, sizes, count)
+    stream = parts.map(lambda ids, _: ids)
     mark = tf.data.Dataset.from_tensors([tf.constant(tokenizer.eos_id)])
     stream = mark.concatenate(stream) if start else stream
     stream = stream.concatenate(mark) if joined else stream
@@ -256,26 +250,29 @@ def windows(
     )
 
 
-def count_widths(dataset, encode, start=True):
+def count_widths(parts, start=True):
     """Counts texts by the width of the row they need.
 
     Args:
-        dataset: As `text_dataset` gives it.
-        encode: As `_encoder` gives it.
+        parts: As `_encoded` gives them.
         start: As for `lines`: the first `<eos>` makes a row one wider.
 
     Returns:
-        NumPy int64 array: entry w counts the texts of width w.
+        Two NumPy int64 arrays: entry w of the first counts the texts of width
+        w; the second has the ids of each part.
     """
-    total = np.zeros(1, "int64")
-    counts = _BLOCKS[dataset].map(
-        lambda texts: tf.math.bincount(encode(texts)[1] - int(not start)),
-        _AUTOTUNE,
+    total, sizes = np.zeros(1, "int64"), []
+    counts = parts.map(
+        lambda ids, lengths: (
+            tf.math.bincount(lengths - int(not start)),
+            tf.size(ids),
+        )
     )
-    for block in counts.as_numpy_iterator():
+    for block, size in counts.as_numpy_iterator():
         total = np.pad(total, (0, max(0, len(block) - len(total))))
         total[: len(block)] += block
-    return total
+        sizes.append(size)
+    return total, np.array(sizes, "int64")
 
 
 def fit_buckets(widths, max_length=512, minimum=1, max_buckets=MAX_BUCKETS):
@@ -325,20 +322,20 @@ def fit_buckets(widths, max_length=512, minimum=1, max_buckets=MAX_BUCKETS):
     return buckets[::-1]
 
 
-def _encoder(tokenizer, separated=True):
-    """Returns a function of texts `(N,)`, traced once for all that call it.
+def _encoded(dataset, tokenizer, separated=True):
+    """Maps the blocks of a dataset of texts to ids.
 
-    It returns their ids in a row, int32, and the lengths of their parts that
-    end with `<eos>`, int32.
+    Returns:
+        Dataset of the ids of a block in a row, int32 `(M,)`, and the lengths
+        of their parts that end with `<eos>`, int32 `(N,)`.
     """
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def encode(texts):
         ids = stream_ids(texts, tokenizer, separated)
         ends = tf.where(ids == tokenizer.eos_id)[:, 0] + 1
         return ids, tf.cast(ends - tf.concat([[0], ends[:-1]], 0), tf.int32)
 
-    return encode
+    return _BLOCKS[dataset].map(encode, _AUTOTUNE, deterministic=True)
 
 
 def _check_count(batch_size, count, rows, training):
@@ -349,17 +346,19 @@ def _check_count(batch_size, count, rows, training):
         )
 
 
-def _texts_in(characters, texts, size):
-    """How many texts hold so many characters, where `texts` hold `size`."""
-    return max(1, characters * texts // max(size, 1))
+def _joined(parts, sizes, rows):
+    """Joins parts to blocks within which their rows are shuffled.
 
-
-def _blocks_to_shuffle(dataset, texts, characters, rows, training):
-    if not training:
-        return _BLOCKS[dataset]
-    # What is shuffled is shuffled within a block.
-    size = min(_texts_in(SHUFFLE_IDS, texts, characters), texts)
-    return dataset.batch(max(1, min(size, SHUFFLE_ROWS * texts // rows)))
+    Args:
+        parts: As `_encoded` gives them.
+        sizes: NumPy array, the ids of each part.
+        rows: Integer, the rows that all of them make.
+    """
+    count = len(sizes)
+    most = min(SHUFFLE_IDS * count // sizes.sum(), SHUFFLE_ROWS * count // rows)
+    return parts.ragged_batch(max(1, min(most, count))).map(
+        lambda ids, lengths: (ids.flat_values, lengths.flat_values)
+    )
 
 
 def _cut(widths, longest):
@@ -532,8 +531,8 @@ def _check_buckets(buckets):
 
 def _batch(dataset, texts, characters):
     """Makes blocks of a dataset of which so many texts hold `characters`."""
-    size = _texts_in(BLOCK_CHARACTERS, texts, characters)
-    return dataset.batch(min(size, BLOCK_TEXTS))
+    size = BLOCK_CHARACTERS * texts // max(characters, 1)
+    return dataset.batch(max(1, min(size, BLOCK_TEXTS)))
 
 
 def _unbatch(blocks):

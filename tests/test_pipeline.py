@@ -252,6 +252,7 @@ def test_batches_in_training_are_full():
 @pytest.mark.parametrize("block", [7, 1 << 17])
 @pytest.mark.parametrize("batch_size", [3, 8])
 def test_training_leaves_out_less_than_a_batch(monkeypatch, batch_size, block):
+    monkeypatch.setattr(pipeline, "BLOCK_TEXTS", 7)
     monkeypatch.setattr(pipeline, "SHUFFLE_ROWS", block)
     texts = [f"{text}{i:03}" for i, text in enumerate(some_texts(50))]
     tokenizer = CharTokenizer([*"abcdefgh 0123456789"])
@@ -425,10 +426,11 @@ def test_numbers_out_of_range_are_named(make, name, value):
 
 def test_widths_are_counted_with_the_first_eos():
     dataset = text_dataset(["", "ab", "a?b", "abcd"])
-    encode = pipeline._encoder(TOKENIZER)
-    counts = count_widths(dataset, encode).tolist()
-    assert counts == [0, 1, 0, 2, 0, 1]
-    assert count_widths(dataset, encode, start=False).tolist() == counts[1:]
+    parts = pipeline._encoded(dataset, TOKENIZER)
+    counts, sizes = count_widths(parts)
+    assert counts.tolist() == [0, 1, 0, 2, 0, 1]
+    assert sizes.tolist() == [12]
+    assert count_widths(parts, start=False)[0].tolist() == [1, 0, 2, 0, 1]
 
 
 def area(widths, buckets):
