@@ -144,14 +144,17 @@ def ids_rows(path):
     ]
 
 
-def _measure(begin, later, characters=None):
-    """Returns what measures the whole way, or an epoch of what it leads to."""
+def _measure(begin, later, count):
+    """Returns what measures the whole way, or an epoch of what it leads to.
+
+    Args:
+        begin: Function that returns batches, beginning with the file.
+        later: Whether the epoch alone is timed.
+        count: Function of batches that reads them, and returns how many
+            characters they have together.
+    """
     batches = begin()
-    if characters is None:
-        characters = _in_batches(batches)
-    else:
-        for _ in batches:
-            pass
+    characters = count(batches)
 
     def run():
         start = time.perf_counter()
@@ -162,12 +165,21 @@ def _measure(begin, later, characters=None):
     return run
 
 
-def _in_batches(batches):
+def _in_batches(batches, eos_id):
     # Incomplete batches are left out, and `<eos>` is no character.
     return sum(
-        int(((targets > 0) & (targets < targets.max())).sum())
+        int(((targets > 0) & (targets != eos_id)).sum())
         for _, targets, _ in batches.as_numpy_iterator()
     )
+
+
+def _known(characters):
+    def count(batches):
+        for _ in batches:
+            pass
+        return characters
+
+    return count
 
 
 def _open(path, column, **options):
@@ -182,14 +194,18 @@ def ours(path, column, later):
     from keras_chargen import pipeline
     from keras_chargen.tokenizer import CharacterCounts, CharTokenizer
 
+    tokenizer = CharTokenizer()
+
     def begin():
         # As `keras-chargen train` does, in one pass through the file.
-        counts, tokenizer = CharacterCounts(), CharTokenizer()
+        counts = CharacterCounts()
         texts = pipeline.text_dataset(counts.watch(_open(path, column)))
         tokenizer.adapt_counts(counts.by_character())
         return pipeline.lines(texts, tokenizer, BATCH_SIZE)
 
-    return _measure(begin, later)
+    return _measure(
+        begin, later, lambda batches: _in_batches(batches, tokenizer.eos_id)
+    )
 
 
 def our_windows(path, later):
@@ -197,9 +213,11 @@ def our_windows(path, later):
     from keras_chargen import pipeline
     from keras_chargen.tokenizer import CharacterCounts, CharTokenizer
 
+    tokenizer = CharTokenizer()
+
     def begin():
         corpus = _open(path, None, mode="windows")
-        counts, tokenizer = CharacterCounts(), CharTokenizer()
+        counts = CharacterCounts()
         texts = pipeline.text_dataset(counts.watch(corpus))
         tokenizer.adapt_counts(counts.by_character())
         return pipeline.windows(
@@ -210,7 +228,9 @@ def our_windows(path, later):
             joined=corpus.joined,
         )
 
-    return _measure(begin, later)
+    return _measure(
+        begin, later, lambda batches: _in_batches(batches, tokenizer.eos_id)
+    )
 
 
 def peer(path, column, name, later):
@@ -220,7 +240,7 @@ def peer(path, column, name, later):
     characters = sum(map(len, _open(path, column)))
     function = getattr(readers, name)
     return _measure(
-        lambda: function(path, column, BATCH_SIZE), later, characters
+        lambda: function(path, column, BATCH_SIZE), later, _known(characters)
     )
 
 
@@ -232,7 +252,7 @@ def tutorial(path, later):
     return _measure(
         lambda: readers.tutorial_windows(path, LENGTH, BATCH_SIZE),
         later,
-        characters,
+        _known(characters),
     )
 
 
