@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import textwrap
 
 from benchmarks.environment import describe
 
@@ -36,7 +37,7 @@ def publish(name, settings, tables, as_json):
         name: Of the script.
         settings: Dict of what was measured with.
         tables: Dict by title of dicts by label of what `race.race` gives, each
-            with `"unit"` too.
+            with `"unit"` too, and perhaps a `"note"` in words.
         as_json: Whether to print JSON.
 
     Returns:
@@ -68,6 +69,8 @@ def publish(name, settings, tables, as_json):
                     else ""
                 )
             )
+            if "note" in row:
+                print(textwrap.indent(textwrap.fill(row["note"], 74), "    "))
     return found
 
 

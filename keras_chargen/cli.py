@@ -14,7 +14,6 @@ import math
 import os
 import sys
 import time
-from collections import Counter
 from typing import Annotated
 
 import typer
@@ -179,24 +178,16 @@ def train(
     keras = _import_keras()
     from keras_chargen import callbacks, pipeline, saving, scoring
     from keras_chargen.model import CharRNN
-    from keras_chargen.tokenizer import CharTokenizer
+    from keras_chargen.tokenizer import CharacterCounts, CharTokenizer
 
     target = saving.check_target(out, force)
     if log_dir is not None:
         callbacks.check_tensorboard()
     keras.utils.set_random_seed(seed)
 
-    counts: Counter[str] = Counter()
-    read: Counter[str] = Counter()
-
-    def counted():
-        for text in texts:
-            counts.update(text)
-            read["texts"] += 1
-            yield text
-
-    dataset = pipeline.text_dataset(counted())
-    characters = counts.total()
+    read = CharacterCounts()
+    dataset = pipeline.text_dataset(read.watch(texts))
+    counts = read.by_character()
     if len(counts) < 2:
         raise ValueError(
             f"{corpus} holds {len(counts)} distinct character; a model needs "
@@ -221,8 +212,8 @@ def train(
 
     data = batches(training, True)
     _log(
-        f"read {read['texts']:,} {'pieces' if texts.joined else 'texts'}, "
-        f"{characters:,} characters, {len(counts)} distinct"
+        f"read {read.texts:,} {'pieces' if texts.joined else 'texts'}, "
+        f"{read.characters:,} characters, {len(counts)} distinct"
         + (f", {texts.skipped:,} blank left out" if texts.skipped else "")
         + (f", {texts.replaced:,} not UTF-8" if texts.replaced else "")
     )

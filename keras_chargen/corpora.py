@@ -11,6 +11,7 @@ import csv
 import difflib
 import gzip
 import io
+import itertools
 import json
 import logging
 import os
@@ -42,6 +43,7 @@ _PIECE_CHARACTERS = 1 << 16
 # the wrong way (an unclosed quote, a book without line ends); without a bound
 # it would be read into memory whole.
 _LINE_CHARACTERS = 1 << 24
+_ROWS = 32  # of a table, parsed at once
 
 # UTF-8 never decodes to a surrogate, so one can stand for invalid bytes until
 # they are counted; U+FFFD itself may be in the file.
@@ -345,29 +347,58 @@ def _check_file(path: Path, suffix: str) -> None:
         raise CorpusError(f"{path}: a binary file; it must hold UTF-8 text")
 
 
+def _too_long(path: str | os.PathLike[str], number: int) -> CorpusError:
+    return CorpusError(
+        f"{path}, line {number}: longer than {_LINE_CHARACTERS:,} "
+        "characters; a .txt file of long lines can be read in mode "
+        "'windows'"
+    )
+
+
 def _file_lines(file: IO[str], path: str | os.PathLike[str]) -> Iterator[str]:
     """Lines with their ends, as the file's `newline` cuts them."""
     number = 0
     while line := file.readline(_LINE_CHARACTERS + 1):
         number += 1
         if len(line) > _LINE_CHARACTERS:
-            raise CorpusError(
-                f"{path}, line {number}: longer than {_LINE_CHARACTERS:,} "
-                "characters; a .txt file of long lines can be read in mode "
-                "'windows'"
-            )
+            raise _too_long(path, number)
         yield line.removeprefix("\ufeff") if number == 1 else line
 
 
 def _read_lines(path: Path) -> _Read:
     def read() -> Generator[str, None, None]:
         with _open_text(path, newline="\n") as file:
-            for line in _file_lines(file, path):
-                if line.endswith("\n"):
-                    line = line[:-1].removesuffix("\r")
-                yield line
+            yield from _bare_lines(file, path)
 
     return read
+
+
+def _bare_lines(
+    file: IO[str], path: str | os.PathLike[str]
+) -> Generator[str, None, None]:
+    r"""Lines without `\n` or `\r\n`, cut out of a block of the file at once."""
+    number = 0
+    begun: list[str] = []  # the line that goes on in the next block
+    block = file.read(_PIECE_CHARACTERS).removeprefix("\ufeff")
+    while block:
+        begun.append(block)
+        if "\n" in block:
+            text = "".join(begun)
+            lines = text.split("\n")
+            begun = [lines.pop()]
+            if len(text) >= _LINE_CHARACTERS:
+                for i, line in enumerate(lines, number + 1):
+                    if len(line) >= _LINE_CHARACTERS:
+                        raise _too_long(path, i)
+            if "\r" in text:
+                lines = [line.removesuffix("\r") for line in lines]
+            number += len(lines)
+            yield from lines
+        if sum(map(len, begun)) > _LINE_CHARACTERS:
+            raise _too_long(path, number + 1)
+        block = file.read(_PIECE_CHARACTERS)
+    if begun and begun != [""]:
+        yield "".join(begun)
 
 
 def _read_pieces(path: Path, limit: int | None = None) -> _Read:
@@ -454,20 +485,30 @@ def _rows(
     reader = csv.reader(
         _file_lines(file, path), delimiter=delimiter, strict=True
     )
+    size = 1
     while True:
+        rows: list[tuple[int, list[str]]] = []
+        stop: Exception | None = None
         try:
+            # Raising the limit costs as much as parsing a short row.
             with _raised_field_limit:
-                row = next(reader, None)
-        except csv.Error as error:
+                for row in itertools.islice(reader, size):
+                    rows.append((reader.line_num, row))
+        except Exception as error:
+            stop = error
+        yield from rows
+        if isinstance(stop, csv.Error):
             raise CorpusError(
-                f"{path}, line {reader.line_num}: {_first_line(error)}; "
+                f"{path}, line {reader.line_num}: {_first_line(stop)}; "
                 "a row must be fields between "
                 f"{'commas' if delimiter == ',' else 'tabs'}, quoted with "
                 '" where needed'
-            ) from error
-        if row is None:
+            ) from stop
+        if stop is not None:
+            raise stop
+        if len(rows) < size:
             return
-        yield reader.line_num, row
+        size = min(2 * size, _ROWS)
 
 
 def _read_table(
@@ -507,19 +548,21 @@ def _read_table(
         _column_index(path, each, _number(each), names, width)
         for each in fields
     ]
+    last = max(indices)
 
     def pick(line: int, row: list[str]) -> str:
         if not row:
             return ""
         # A row that is too long is most often one with an unquoted delimiter
         # in a text: what the field holds is then not the whole text.
-        if len(row) > width or len(row) <= max(indices):
+        if len(row) > width or len(row) <= last:
             raise CorpusError(
                 f"{path}, line {line}: the row has {len(row)} column(s); "
                 f"accepted are rows of {width}"
             )
-        picked = [row[index] for index in indices]
-        return picked[0] if form is None else form.fill(picked)
+        if form is None:
+            return row[indices[0]]
+        return form.fill([row[index] for index in indices])
 
     if not header:
         pick(first_line, first)

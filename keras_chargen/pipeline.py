@@ -1,7 +1,10 @@
 """Texts to batches of ids: a `tf.data` pipeline for every backend.
 
 After the texts are in a dataset (`text_dataset`) only graph ops follow, so
-batches are made in parallel with training and no Python runs in between.
+batches are made in parallel with training and no Python runs in between. An
+op costs more to call than a short text to handle, so texts go through in
+blocks; what is a row of a batch is but a place in the ids of a block until
+the batch is put together.
 """
 
 import itertools
@@ -15,17 +18,29 @@ import tensorflow as tf
 
 from keras_chargen.checks import check_integer, check_number
 from keras_chargen.corpora import hide_gpus_from_tensorflow
-from keras_chargen.graph_text import ragged_ids
+from keras_chargen.graph_text import SEPARATOR, stream_ids
+from keras_chargen.tokenizer import BLOCK_CHARACTERS, BLOCK_TEXTS, blocks
 
 hide_gpus_from_tensorflow()
 
+_AUTOTUNE = tf.data.AUTOTUNE
 MEMORY_BYTES = 1 << 26  # texts beyond this go to a temporary file
-SHUFFLE_TEXTS = 1 << 17  # texts, or windows, shuffled among each other
-MAX_BUCKETS = 5
-_BLOCK = 1024  # texts handled by one call of a graph op
-_ROUND = 8  # bucket widths are multiples of this
+SHUFFLE_ROWS = 1 << 17  # texts, or windows, shuffled among each other
+SHUFFLE_IDS = 1 << 23  # and no more characters than this
+MAX_BUCKETS = 16
+FREE_BUCKETS = 8
+# Compiling for one more width takes as long as training on five to ten times
+# as many positions.
+_BUCKET_CELLS = 1 << 15
+_CHOICES = 512  # widths that buckets are chosen from
 _HASH_BUCKETS = 1 << 20
 _HASH_KEY = (0x6B65726173, 0x6368617267656E)
+_INTEGERS = tf.TensorSpec([None], tf.int32)
+_FLAG = tf.TensorSpec([], tf.bool)
+
+# The same texts in blocks `(N,)`, by dataset of single ones: those of which
+# it is known that they are valid UTF-8.
+_BLOCKS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def text_dataset(texts):
@@ -48,6 +63,8 @@ def text_dataset(texts):
         OSError: The temporary file cannot be written.
     """
     if isinstance(texts, tf.data.Dataset):
+        if texts in _BLOCKS:
+            return texts
         spec = texts.element_spec
         if not isinstance(spec, tf.TensorSpec) or (
             spec.dtype != tf.string or spec.shape.rank != 0
@@ -56,17 +73,21 @@ def text_dataset(texts):
                 "A dataset of texts must hold scalar strings. Received "
                 f"elements of {spec}"
             )
-        return _by_block(texts, _valid)
-    encoded = map(_encode, texts)
+        some = list(texts.take(BLOCK_TEXTS).as_numpy_iterator())
+        size = sum(map(len, some))
+        return _unbatch(_batch(texts, len(some), size).map(_valid, _AUTOTUNE))
+    encoded = map(_encode, blocks(texts))
     head, size = [], 0
-    for text in encoded:
-        head.append(text)
-        size += len(text) + 33
+    for block in encoded:
+        head.append(block)
+        size += sum(map(len, block)) + 33 * len(block)
         if size > MEMORY_BYTES:
-            return _file_dataset(itertools.chain(head, encoded))
+            return _file_dataset(head, encoded)
+    head = [text for block in head for text in block]
     if not head:
         raise ValueError("There must be at least one text. Received none")
-    return tf.data.Dataset.from_tensor_slices(np.array(head, object))
+    dataset = tf.data.Dataset.from_tensor_slices(np.array(head, object))
+    return _unbatch(_batch(dataset, len(head), size))
 
 
 def split(dataset, fraction):
@@ -86,17 +107,18 @@ def split(dataset, fraction):
     if fraction == 1:
         raise ValueError("`fraction` must be below 1. Received: 1")
     bound = round(fraction * _HASH_BUCKETS)
+    blocks = _BLOCKS[text_dataset(dataset)]
 
-    def keep(held_out):
+    def part(held_out):
         def choose(texts):
             places = tf.strings.to_hash_bucket_strong(
                 texts, _HASH_BUCKETS, list(_HASH_KEY)
             )
             return tf.boolean_mask(texts, (places < bound) == held_out)
 
-        return _by_block(dataset, choose)
+        return _unbatch(blocks.map(choose, _AUTOTUNE, deterministic=True))
 
-    return keep(False), keep(True)
+    return part(False), part(True)
 
 
 def lines(
@@ -125,8 +147,10 @@ def lines(
         max_length: Positive integer, the widest batch.
         start: False gives inputs `ids` and targets `ids[1:] + [<eos>]`.
         training: True shuffles, differently in every epoch, and leaves out
-            batches that are not full; False keeps the texts in order within
-            a bucket and fills the last batches with rows of weight 0.
+            what fills no batch at the end; False keeps the texts in order
+            within a bucket and fills the last batch with rows of weight 0.
+            What is left of all buckets at the end shares batches of the
+            widths of its widest rows.
         seed: Non-negative integer: the same gives the same batches.
 
     Returns:
@@ -134,80 +158,42 @@ def lines(
         int32, and float32: 1 where a target counts, else 0.
 
     Raises:
-        ValueError: An argument is out of range, or `training` and no bucket
-            fills one batch.
+        ValueError: An argument is out of range, or `training` and the texts
+            fill no batch.
     """
     batch_size = check_integer("batch_size", batch_size, 1)
     max_length = check_integer("max_length", max_length, 1)
     seed = check_integer("seed", seed, 0)
-    dataset = text_dataset(texts)
-    # Widths, not lengths: with the first `<eos>` a row is one longer.
-    widths = count_widths(dataset, start)
-    minimum = batch_size if training else 1
-    if widths.sum() < minimum:
-        raise ValueError(
-            f"`batch_size` must be at most the number of texts, "
-            f"{widths.sum()}. Received: {batch_size}"
-        )
-    if buckets is None:
-        buckets = fit_buckets(widths, max_length, minimum)
-    else:
+    if buckets is not None:
         buckets = _check_buckets(buckets)
-    counts = _bucket_counts(widths, buckets)
-    over = counts[-1] > 0
-    groups = len(counts)
-    if over and counts[-2:].min() < minimum:
-        # Alone, the few would fill no batch in any epoch.
-        groups -= 1
-        counts = np.append(counts[:-2], counts[-2:].sum())
-    if counts.max() < minimum:
-        raise ValueError(
-            "`batch_size` must be at most the number of texts in the fullest "
-            f"bucket, {counts.max()}. Received: {batch_size}"
-        )
-    bounds = tf.constant(buckets, tf.int64)
+        max_length = buckets[-1]
+    dataset = text_dataset(texts)
+    parts = _encoded(dataset, tokenizer)
+    widths, sizes = count_widths(parts, start)
+    texts, longest = int(widths.sum()), len(widths) - 1
+    widths = _cut(widths, max_length)
+    count = int(widths.sum())
+    kind = "texts" if count == texts else "pieces of texts"
+    _check_count(batch_size, count, kind, training)
+    if buckets is None:
+        minimum = batch_size if training else 1
+        buckets = fit_buckets(widths, max_length, minimum)
 
-    def bucket(width):
-        return tf.searchsorted(bounds, width[None], out_type=tf.int64)[0]
+    def rows(ids, lengths):
+        # One `<eos>` is the last target of a text and the first input of the
+        # next.
+        ids = tf.concat([[tokenizer.eos_id], ids], 0)
+        starts = tf.cumsum(lengths, exclusive=True)
+        if not start:
+            starts, lengths = starts + 1, lengths - 1
+        if longest > max_length or not start:
+            starts, lengths = _cut_rows(starts, lengths, max_length)
+        return ids, starts, lengths
 
     if training:
-        dataset = _shuffle(dataset, int(widths.sum()), seed)
-    dataset = dataset.group_by_window(
-        lambda text: tf.minimum(bucket(_width(text, start)), groups - 1),
-        lambda _, window: window.batch(batch_size, drop_remainder=training),
-        window_size=batch_size,
-    )
-
-    def examples(block):
-        rows = _with_eos(ragged_ids(block, tokenizer), tokenizer, start)
-        # The width follows from the texts: ids may be fewer (`oov="drop"`).
-        widest = tf.reduce_max(_width(block, start))
-        place = bucket(widest)
-        last = bounds[-1]
-        width = tf.where(
-            place < len(buckets),
-            tf.gather(bounds, tf.minimum(place, len(buckets) - 1)),
-            -(-widest // last) * last,
-        )
-        rows = rows.to_tensor(shape=(None, None))
-        missing = width + 1 - tf.shape(rows, tf.int64)[1]
-        empty = batch_size - tf.shape(rows, tf.int64)[0]
-        rows = tf.pad(rows, [[0, empty], [0, missing]])
-        return _pairs(tf.ensure_shape(rows, (batch_size, None)))
-
-    dataset = dataset.map(examples, tf.data.AUTOTUNE, deterministic=True)
-    if over:
-        dataset = dataset.flat_map(
-            lambda *batch: tf.data.Dataset.from_tensor_slices(
-                tuple(_cut(part, batch_size, buckets[-1]) for part in batch)
-            )
-        )
-    else:
-        full = counts // batch_size if training else -(-counts // batch_size)
-        dataset = dataset.apply(
-            tf.data.experimental.assert_cardinality(int(full.sum()))
-        )
-    return dataset.prefetch(tf.data.AUTOTUNE)
+        parts = _joined(parts, sizes, count)
+    blocks = parts.map(rows, _AUTOTUNE, deterministic=True)
+    return _batches(blocks, buckets, batch_size, count, training, seed)
 
 
 def windows(
@@ -246,83 +232,56 @@ def windows(
     batch_size = check_integer("batch_size", batch_size, 1)
     length = check_integer("sequence_length", sequence_length, 1)
     seed = check_integer("seed", seed, 0)
-    stream = id_stream(text_dataset(texts), tokenizer, joined, start)
-    total = sum(len(ids) for ids in stream.as_numpy_iterator())
-    count = -(-(total - 1) // length)
-    if count < (batch_size if training else 1):
-        raise ValueError(
-            f"`batch_size` must be at most the number of windows, {count} of "
-            f"{length} characters. Received: {batch_size}"
-        )
-    dataset = _frames(stream, length)
+    dataset = text_dataset(texts)
+    parts = _encoded(dataset, tokenizer, separated=not joined)
+    sizes = parts.map(lambda ids, _: tf.size(ids))
+    sizes = np.array(list(sizes.as_numpy_iterator()), "int64")
+    targets = int(sizes.sum()) + joined + start - 1
+    count = -(-targets // length)
+    _check_count(batch_size, count, f"windows of {length} characters", training)
     if training:
-        dataset = _shuffle(dataset, count, seed)
-    dataset = dataset.batch(batch_size, drop_remainder=training)
-
-    def examples(rows):
-        missing = batch_size - tf.shape(rows)[0]
-        return _pairs(
-            tf.ensure_shape(
-                tf.pad(rows, [[0, missing], [0, 0]]), (batch_size, length + 1)
-            )
-        )
-
-    dataset = dataset.map(examples, tf.data.AUTOTUNE, deterministic=True)
-    batches = count // batch_size if training else -(-count // batch_size)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(batches))
-    return dataset.prefetch(tf.data.AUTOTUNE)
+        parts = _joined(parts, sizes, count)
+    stream = parts.map(lambda ids, _: ids)
+    mark = tf.data.Dataset.from_tensors([tf.constant(tokenizer.eos_id)])
+    stream = mark.concatenate(stream) if start else stream
+    stream = stream.concatenate(mark) if joined else stream
+    return _batches(
+        _cut_stream(stream, length), [length], batch_size, count, training, seed
+    )
 
 
-def id_stream(dataset, tokenizer, joined=False, start=True):
-    """Maps texts to one stream of ids.
-
-    Args:
-        dataset: `tf.data.Dataset` of scalar strings.
-        tokenizer: Adapted `CharTokenizer`.
-        joined: As for `windows`.
-        start: As for `windows`.
-
-    Returns:
-        `tf.data.Dataset` of int32 `(N,)`, parts of the stream in order; its
-        last id is `<eos>`.
-    """
-    eos = tf.constant([tokenizer.eos_id], tf.int32)
-
-    def ids(texts):
-        rows = ragged_ids(texts, tokenizer)
-        rows = rows if joined else _with_eos(rows, tokenizer, start=False)
-        return rows.flat_values
-
-    stream = dataset.batch(_BLOCK).map(ids, tf.data.AUTOTUNE)
-    mark = tf.data.Dataset.from_tensors(eos)
-    if start:
-        stream = mark.concatenate(stream)
-    return stream.concatenate(mark) if joined else stream
-
-
-def count_widths(dataset, start=True):
+def count_widths(parts, start=True):
     """Counts texts by the width of the row they need.
 
     Args:
-        dataset: `tf.data.Dataset` of scalar strings.
-        start: As for `lines`.
+        parts: As `_encoded` gives them.
+        start: As for `lines`: the first `<eos>` makes a row one wider.
 
     Returns:
-        NumPy int64 array: entry w counts the texts of width w.
+        Two NumPy int64 arrays: entry w of the first counts the texts of width
+        w; the second has the ids of each part.
     """
-    total = np.zeros(1, "int64")
-    widths = dataset.batch(_BLOCK).map(lambda texts: _width(texts, start))
-    for block in widths.as_numpy_iterator():
-        counts = np.bincount(block, minlength=len(total))
-        counts[: len(total)] += total
-        total = counts
-    return total
+    total, sizes = np.zeros(1, "int64"), []
+    counts = parts.map(
+        lambda ids, lengths: (
+            tf.math.bincount(lengths - int(not start)),
+            tf.size(ids),
+        )
+    )
+    for block, size in counts.as_numpy_iterator():
+        total = np.pad(total, (0, max(0, len(block) - len(total))))
+        total[: len(block)] += block
+        sizes.append(size)
+    return total, np.array(sizes, "int64")
 
 
 def fit_buckets(widths, max_length=512, minimum=1, max_buckets=MAX_BUCKETS):
     """Chooses the bucket widths that leave the least padding.
 
-    Dynamic programming over the widths, rounded up to multiples of 8.
+    Dynamic programming over the widths; where they go beyond 512, over as
+    many multiples of a number. XLA compiles a model for every width, so more
+    than `FREE_BUCKETS` are taken only where each spares so much padding that
+    it pays within some epochs.
 
     Args:
         widths: As `count_widths` gives them.
@@ -335,89 +294,230 @@ def fit_buckets(widths, max_length=512, minimum=1, max_buckets=MAX_BUCKETS):
         Ascending list of int.
     """
     present = np.flatnonzero(widths)
-    rounded = -(-np.maximum(present, 1) // _ROUND) * _ROUND
+    step = -(-min(present[-1], max_length) // _CHOICES) or 1
+    rounded = -(-np.maximum(present, 1) // step) * step
     rounded = np.minimum(rounded, max_length)
     choices, groups = np.unique(rounded, return_inverse=True)
     counts = np.bincount(groups, weights=widths[present]).astype("int64")
     before = np.concatenate([[0], np.cumsum(counts)])
-    n = len(choices)
-    # cost[j]: least area of the first j widths in so many buckets.
-    cost = np.full(n + 1, np.inf)
-    cost[0] = 0
-    best: tuple[float, list[int]] = (np.inf, [])
-    cuts: dict[int, list[int]] = {0: []}
-    for _ in range(min(max_buckets, n)):
-        following, chosen = np.full(n + 1, np.inf), {}
-        for j in range(1, n + 1):
-            inside = before[j] - before[:j]
-            area = cost[:j] + inside * choices[j - 1]
-            area[inside < minimum] = np.inf
-            i = int(np.argmin(area))
-            if np.isfinite(area[i]):
-                following[j] = area[i]
-                chosen[j] = [*cuts[i], int(choices[j - 1])]
-        cost, cuts = following, chosen
-        if cost[n] < best[0]:
-            best = cost[n], cuts[n]
-    return best[1]
+    # area[j, i]: cells of a bucket of the widths i to j.
+    inside = before[1:, None] - before[:-1]
+    area = np.where(inside < minimum, np.inf, inside * choices[:, None])
+    # cost[j]: least cells of the first j widths in so many buckets.
+    cost = np.array([0, *[np.inf] * len(choices)])
+    least, origins = np.inf, []
+    for count in range(1, max_buckets + 1):
+        total = cost[:-1] + area
+        origin = np.argmin(total, axis=1)
+        cost = np.array([np.inf, *np.min(total, axis=1)])
+        spared = float(least) - float(cost[-1])
+        if not spared > (_BUCKET_CELLS if count > FREE_BUCKETS else 0):
+            break
+        least = cost[-1]
+        origins.append(origin)
+    buckets, end = [], len(choices)
+    for origin in reversed(origins):
+        buckets.append(int(choices[end - 1]))
+        end = origin[end - 1]
+    return buckets[::-1]
 
 
-def _with_eos(rows, tokenizer, start):
-    eos = tf.fill([rows.nrows(), 1], tokenizer.eos_id)
-    return tf.concat([eos, rows, eos] if start else [rows, eos], axis=1)
+def _encoded(dataset, tokenizer, separated=True):
+    """Maps the blocks of a dataset of texts to ids.
+
+    Returns:
+        Dataset of the ids of a block in a row, int32 `(M,)`, and the lengths
+        of their parts that end with `<eos>`, int32 `(N,)`.
+    """
+
+    def encode(texts):
+        ids = stream_ids(texts, tokenizer, separated)
+        ends = tf.where(ids == tokenizer.eos_id)[:, 0] + 1
+        return ids, tf.cast(ends - tf.concat([[0], ends[:-1]], 0), tf.int32)
+
+    return _BLOCKS[dataset].map(encode, _AUTOTUNE, deterministic=True)
 
 
-def _pairs(rows):
-    inputs, targets = rows[:, :-1], rows[:, 1:]
-    counts = targets != 0
-    return (
-        tf.where(counts, inputs, 0),
-        targets,
-        tf.cast(counts, tf.float32),
+def _check_count(batch_size, count, rows, training):
+    if count < (batch_size if training else 1):
+        raise ValueError(
+            f"`batch_size` must be at most the number of {rows}, {count}. "
+            f"Received: {batch_size}"
+        )
+
+
+def _joined(parts, sizes, rows):
+    """Joins parts to blocks within which their rows are shuffled.
+
+    Args:
+        parts: As `_encoded` gives them.
+        sizes: NumPy array, the ids of each part.
+        rows: Integer, the rows that all of them make.
+    """
+    count = len(sizes)
+    most = min(SHUFFLE_IDS * count // sizes.sum(), SHUFFLE_ROWS * count // rows)
+    return parts.ragged_batch(max(1, min(most, count))).map(
+        lambda ids, lengths: (ids.flat_values, lengths.flat_values)
     )
 
 
-def _cut(part, batch_size, width):
-    # (B, n * width) -> (n, B, width); a narrower bucket stays one batch.
-    width = tf.minimum(tf.shape(part)[1], width)
-    part = tf.reshape(part, (batch_size, -1, width))
-    return tf.transpose(part, (1, 0, 2))
+def _cut(widths, longest):
+    """Counts rows by width after texts are cut: `count_widths` of the rows."""
+    over = np.arange(len(widths))
+    rows = np.bincount(over % longest, widths, minlength=longest + 1)
+    rows[0] = 0
+    rows[longest] = (widths * (over // longest)).sum()
+    return rows.astype("int64")
 
 
-def _frames(stream, length):
+def _cut_rows(starts, lengths, longest):
+    """Cuts rows into such of at most `longest`, and leaves out empty ones."""
+    pieces = -(-lengths // longest)
+    before = tf.repeat(tf.cumsum(pieces, exclusive=True), pieces)
+    offsets = (tf.range(tf.size(before)) - before) * longest
+    lengths = tf.repeat(lengths, pieces) - offsets
+    return tf.repeat(starts, pieces) + offsets, tf.minimum(lengths, longest)
+
+
+def _cut_stream(stream, length):
+    """Maps parts of a stream of ids to blocks of rows, as `_batches` has them.
+
+    Args:
+        stream: Dataset of int32 `(N,)`.
+        length: Positive integer, targets of every row but the last.
+    """
     flush = tf.data.Dataset.from_tensors((tf.zeros(0, tf.int32), True))
     stream = stream.map(lambda ids: (ids, False)).concatenate(flush)
 
     def advance(left, element):
         ids, last = element
         ids = tf.concat([left, ids], 0)
-        missing = tf.where(last, -(tf.size(ids) - 1) % length, 0)
-        ids = tf.pad(ids, [[0, missing]])
-        count = (tf.size(ids) - 1) // length
-        frames = tf.reshape(ids[: count * length], (-1, length))
-        following = ids[length : count * length + 1 : length]
-        frames = tf.concat([frames, following[:, None]], 1)
-        return ids[count * length :], frames
+        targets = tf.size(ids) - 1
+        count = tf.where(last, -(-targets // length), targets // length)
+        starts = tf.range(count) * length
+        lengths = tf.minimum(targets - starts, length)
+        return ids[count * length :], (ids, starts, lengths)
 
-    return stream.scan(tf.zeros(0, tf.int32), advance).unbatch()
+    return stream.scan(tf.zeros(0, tf.int32), advance)
 
 
-def _width(texts, start):
-    lengths = tf.strings.length(texts, "UTF8_CHAR")
-    return tf.cast(lengths, tf.int64) + int(start)
+def _batches(blocks, buckets, batch_size, count, training, seed):
+    """Makes batches of rows.
 
+    Args:
+        blocks: Dataset of `(ids (N,), starts (R,), lengths (R,))`: the inputs
+            of a row are `lengths` ids from `starts` on, its targets as many
+            from the next. All int32.
+        buckets: Ascending list of int, the widths of batches.
+        batch_size: Positive integer, B.
+        count: Integer, rows of all blocks.
+        training: As for `lines`.
+        seed: As for `lines`.
 
-def _shuffle(dataset, count, seed):
-    return dataset.shuffle(
-        min(count, SHUFFLE_TEXTS), seed, reshuffle_each_iteration=True
+    Returns:
+        As `lines`.
+    """
+    if training:
+        # Other numbers in every epoch.
+        seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
+        blocks = tf.data.Dataset.zip(blocks, seeds).map(
+            _shuffle, _AUTOTUNE, deterministic=True
+        )
+    none = tf.zeros(0, tf.int32)
+    flush = tf.data.Dataset.from_tensors((none, none, none, True))
+    blocks = blocks.map(lambda *block: (*block, False)).concatenate(flush)
+    bounds = tf.constant(buckets)
+
+    # Traced once: `scan` itself would trace it for the empty first state too.
+    @tf.function(input_signature=[(_INTEGERS,) * 2, (*(_INTEGERS,) * 3, _FLAG)])
+    def advance(left, block):
+        ids, lengths = left
+        new_ids, new_starts, new_lengths, last = block
+        starts = tf.cumsum(lengths + 1, exclusive=True)
+        starts = tf.concat([starts, tf.size(ids) + new_starts], 0)
+        lengths = tf.concat([lengths, new_lengths], 0)
+        ids = tf.concat([ids, new_ids], 0)
+        places = tf.searchsorted(bounds, lengths)
+        chosen, left = _choose(places, len(buckets), batch_size)
+        rest = _rest(places, left, batch_size, training)
+        end = tf.cast(last, tf.int32)
+        chosen = tf.concat([chosen, rest[: end * tf.shape(rest)[0]]], 0)
+        left = left[end * tf.size(left) :]
+        # In the order in which they would fill up one text after the other.
+        chosen = tf.gather(chosen, tf.argsort(chosen[:, -1]))
+        kept = tf.gather(starts, left), tf.gather(lengths, left)
+        # The last batch may be filled up with the row behind all others.
+        starts, lengths, places = (
+            tf.gather(tf.pad(values, [[0, 1]]), chosen)
+            for values in (starts, lengths, places)
+        )
+        widths = tf.gather(bounds, tf.reduce_max(places, 1))
+        left, lengths_left = kept
+        left = tf.ragged.range(left, left + lengths_left + 1).flat_values
+        state = tf.gather(ids, left), lengths_left
+        return state, (ids, starts, lengths, widths)
+
+    blocks = blocks.scan((none, none), advance).prefetch(1)
+
+    def batches_of(ids, starts, lengths, widths):
+        ids = tf.pad(ids, [[0, buckets[-1] + 1]])
+
+        def batch(starts, lengths, width):
+            columns = tf.range(width + 1)
+            # Beyond its end a row goes on into the next one, not counted.
+            found = tf.gather(ids, starts[:, None] + columns)  # (B, width + 1)
+            counts = tf.cast(columns[:-1] < lengths[:, None], tf.int32)
+            inputs, targets = found[:, :-1] * counts, found[:, 1:] * counts
+            return inputs, targets, tf.cast(counts, tf.float32)
+
+        slices = tf.data.Dataset.from_tensor_slices((starts, lengths, widths))
+        return slices.map(batch, _AUTOTUNE, deterministic=True)
+
+    full = count // batch_size if training else -(-count // batch_size)
+    return (
+        blocks.flat_map(batches_of)
+        .apply(tf.data.experimental.assert_cardinality(full))
+        .prefetch(_AUTOTUNE)
     )
 
 
-def _bucket_counts(widths, buckets):
-    # The last count is of the rows wider than every bucket.
-    places = np.searchsorted(buckets, np.arange(len(widths)))
-    counts = np.bincount(places, widths, minlength=len(buckets) + 1)
-    return counts.astype("int64")
+def _shuffle(block, seed):
+    ids, starts, lengths = block
+    order = tf.random.experimental.stateless_shuffle(
+        tf.range(tf.size(starts)), tf.stack([seed, 0])
+    )
+    return ids, tf.gather(starts, order), tf.gather(lengths, order)
+
+
+def _choose(places, groups, batch_size):
+    """Chooses rows for full batches of one place each, earlier rows first.
+
+    Args:
+        places: Integers `(R,)` below `groups`, one a row.
+        groups: Integer.
+        batch_size: Integer, B.
+
+    Returns:
+        Indices of rows `(N, B)`, and of the rows left `(L,)`, ascending.
+    """
+    order = tf.argsort(places, stable=True)
+    counts = tf.math.bincount(places, minlength=groups, maxlength=groups)
+    ordered = tf.gather(places, order)
+    first = tf.cumsum(counts, exclusive=True)
+    rank = tf.range(tf.size(places)) - tf.gather(first, ordered)
+    full = rank < tf.gather(counts // batch_size * batch_size, ordered)
+    left, chosen = tf.dynamic_partition(order, tf.cast(full, tf.int32), 2)
+    return tf.reshape(chosen, (-1, batch_size)), tf.sort(left)
+
+
+def _rest(places, left, batch_size, training):
+    """As `_choose`, for rows that fill no batch of one place."""
+    if training:
+        left = left[: tf.size(left) // batch_size * batch_size]
+    left = tf.gather(left, tf.argsort(tf.gather(places, left), stable=True))
+    missing = -tf.size(left) % batch_size
+    left = tf.pad(left, [[0, missing]], constant_values=tf.size(places))
+    return tf.reshape(left, (-1, batch_size))
 
 
 def _check_buckets(buckets):
@@ -429,16 +529,30 @@ def _check_buckets(buckets):
     return buckets
 
 
-def _by_block(dataset, function):
-    # A call of a graph function costs more than a short text: share it.
-    return dataset.batch(_BLOCK).map(function).unbatch()
+def _batch(dataset, texts, characters):
+    """Makes blocks of a dataset of which so many texts hold `characters`."""
+    size = BLOCK_CHARACTERS * texts // max(characters, 1)
+    return dataset.batch(max(1, min(size, BLOCK_TEXTS)))
+
+
+def _unbatch(blocks):
+    dataset = blocks.unbatch()
+    _BLOCKS[dataset] = blocks
+    return dataset
 
 
 def _valid(texts):
     return tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", "replace")
 
 
-def _encode(text):
+def _encode(block):
+    try:
+        return list(map(str.encode, block))
+    except (TypeError, UnicodeEncodeError):
+        return list(map(_encode_one, block))
+
+
+def _encode_one(text):
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     try:
@@ -448,14 +562,15 @@ def _encode(text):
         return wide.decode("utf-16", "replace").encode("utf-8")
 
 
-def _file_dataset(texts):
+def _file_dataset(head, blocks):
+    """Writes blocks of texts to a file, a record each."""
     folder = tempfile.mkdtemp(prefix="keras_chargen_")
     try:
         path = os.path.join(folder, "texts.tfrecord")
         with tf.io.TFRecordWriter(path) as writer:
-            for text in texts:
-                writer.write(text)
-        dataset = tf.data.TFRecordDataset(path)
+            for block in itertools.chain(head, blocks):
+                writer.write(SEPARATOR.join([*block, b""]))
+        records = tf.data.TFRecordDataset(path)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, tf.errors.OpError):
@@ -464,5 +579,11 @@ def _file_dataset(texts):
             ) from error
         raise
     # What is made of a dataset refers to it, so it lives as long as they do.
-    weakref.finalize(dataset, shutil.rmtree, folder, ignore_errors=True)
-    return dataset
+    weakref.finalize(records, shutil.rmtree, folder, ignore_errors=True)
+    return _unbatch(
+        records.map(
+            lambda record: tf.strings.split(record, SEPARATOR)[:-1],
+            _AUTOTUNE,
+            deterministic=True,
+        )
+    )

@@ -1,7 +1,6 @@
 """Characters to ids and back."""
 
 import sys
-from collections import Counter
 
 import keras
 import numpy as np
@@ -13,6 +12,10 @@ PADDING_ID = 0
 EOS_TOKEN = "<eos>"
 UNKNOWN_TOKEN = "<unk>"
 REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+# Texts handled together, where one by one the calls would cost more than the
+# work; not many more characters than this, so that they fit the cache.
+BLOCK_TEXTS = 1024
+BLOCK_CHARACTERS = 1 << 18
 
 
 @keras.saving.register_keras_serializable(package="keras_chargen")
@@ -70,17 +73,17 @@ class CharTokenizer(keras.layers.Layer):
         Raises:
             ValueError: The data hold no character.
         """
-        counts: Counter[str] = Counter()
-        for text in _each_text(data):
-            counts.update(text)
-        self.adapt_counts(counts)
+        counts = CharacterCounts()
+        for _ in counts.watch(_each_text(data)):
+            pass
+        self.adapt_counts(counts.by_character())
 
     def adapt_counts(self, counts):
         """Learns the vocabulary from a mapping of character to count.
 
         Args:
-            counts: Mapping in order of first appearance, such as the
-                `collections.Counter` that read a corpus.
+            counts: Mapping in order of first appearance, such as
+                `CharacterCounts.by_character` gives.
         """
         if not counts:
             raise ValueError(
@@ -170,8 +173,7 @@ class CharTokenizer(keras.layers.Layer):
 
     def _tokenize_one(self, text):
         text = _as_str(text)
-        # surrogatepass: a lone surrogate is a code point like any other here.
-        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+        codes = _code_points(text)
         ids = self.table[np.minimum(codes, len(self.table) - 1)]
         if self.oov == "unk":
             return ids
@@ -257,6 +259,61 @@ class CharTokenizer(keras.layers.Layer):
         return config
 
 
+class CharacterCounts:
+    """Counts texts and their characters as they pass by.
+
+    Attributes:
+        texts: Integer, how many passed.
+        characters: Integer, how many characters they have together.
+    """
+
+    def __init__(self):
+        self.texts = 0
+        self.characters = 0
+        self._order = {}  # keys: characters as they first appeared
+        self._known = np.zeros(0, bool)  # by code point, as are the counts
+        self._counts = np.zeros(0, "int64")
+
+    def watch(self, texts):
+        """Yields the texts, an iterable of str, once they are counted."""
+        for block in blocks(texts):
+            self.texts += len(block)
+            joined = "".join(block)
+            for start in range(0, len(joined), BLOCK_CHARACTERS):
+                self._add(joined[start : start + BLOCK_CHARACTERS])
+            yield from block
+
+    def _add(self, text):
+        self.characters += len(text)
+        counts = np.bincount(_code_points(text))
+        missing = len(counts) - len(self._counts)
+        if missing > 0:
+            self._counts = np.pad(self._counts, (0, missing))
+            self._known = np.pad(self._known, (0, missing))
+        present = np.flatnonzero(counts)
+        self._counts[: len(counts)] += counts
+        if not self._known[present].all():
+            self._order.update(dict.fromkeys(text))
+            self._known[present] = True
+
+    def by_character(self):
+        """Returns a dict of counts, in the order of first appearance."""
+        return {c: int(self._counts[ord(c)]) for c in self._order}
+
+
+def blocks(texts):
+    """Cuts an iterable of texts into lists of `BLOCK_TEXTS`, fewer if long."""
+    block, size = [], 0
+    for text in texts:
+        block.append(text)
+        size += len(text)
+        if size >= BLOCK_CHARACTERS or len(block) == BLOCK_TEXTS:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
 def pad(rows, length=None, count=None):
     """Stacks id sequences into one int32 array, padded with 0 on the right.
 
@@ -276,6 +333,11 @@ def pad(rows, length=None, count=None):
     return batch
 
 
+def _code_points(text):
+    # surrogatepass: a lone surrogate is a code point like any other here.
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
 def _as_str(text):
     if isinstance(text, str):
         return text
@@ -290,13 +352,16 @@ def _each_text(data):
     if isinstance(data, str | bytes):
         yield _as_str(data)
         return
+    if _is_dataset(data) and getattr(data.element_spec, "shape", None) == ():
+        data = data.batch(BLOCK_TEXTS)
     for item in data:
-        if _is_tensorflow(item):
-            item = item.numpy()
         if isinstance(item, str | bytes):
             yield _as_str(item)
-        else:
-            yield from map(_as_str, np.asarray(item, object).reshape(-1))
+            continue
+        # The question costs more than a text, so it comes last.
+        if _is_tensorflow(item):
+            item = item.numpy()
+        yield from map(_as_str, np.asarray(item, object).reshape(-1))
 
 
 def _as_numpy(ids):
@@ -305,6 +370,11 @@ def _as_numpy(ids):
     if _is_tensorflow(ids):
         return ids.numpy()
     return ops.convert_to_numpy(ids)
+
+
+def _is_dataset(value):
+    tensorflow = sys.modules.get("tensorflow")
+    return tensorflow is not None and isinstance(value, tensorflow.data.Dataset)
 
 
 def _is_tensorflow(value):

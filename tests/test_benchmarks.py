@@ -172,6 +172,53 @@ def test_the_notebook_writes_character_by_character(benchmarks):
     assert text.startswith("To") and len(text) == 5
 
 
+@pytest.mark.needs_tensorflow
+def test_reading_measures_ours_and_every_peer(benchmarks, capsys):
+    from benchmarks import reading
+
+    reading.main(["--toy", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    rows = result["tables"]["file to batches"]
+    assert {"ours", *reading.PEERS} < set(rows)
+    for label, row in rows.items():
+        if row.get("error", "").startswith("ModuleNotFoundError"):
+            assert label.startswith("tokenizers")
+        else:
+            assert row["median"] > 0 and row["unit"] == "characters/s"
+
+
+@pytest.mark.needs_tensorflow
+@pytest.mark.parametrize("name", ["host", "graph", "legacy"])
+def test_reading_measures_text_to_ids_alone(benchmarks, tmp_path, name):
+    from benchmarks import reading
+
+    (tmp_path / "t.txt").write_text("ab\ncd\n")
+    run = reading.text_to_ids(str(tmp_path / "t.txt"), name, seconds=0.01)
+    assert run() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.trains
+def test_scaling_fits_an_exponent_to_every_table(benchmarks, capsys):
+    from benchmarks import scaling
+
+    scaling.main(["--toy", "--json"])
+    tables = json.loads(capsys.readouterr().out)["tables"]
+    assert len(tables) == 7
+    for rows in tables.values():
+        exponent = rows.pop("exponent")
+        assert exponent["note"]
+        assert len(rows) == 2
+        assert all(row["median"] > 0 for row in rows.values())
+
+
+def test_the_exponent_of_scaling_is_that_of_the_cost(benchmarks):
+    from benchmarks import scaling
+
+    found = scaling._exponent([1, 10, 100], [3, 300, 30_000], "why")
+    assert found["median"] == pytest.approx(2)
+
+
 def test_samplers_measures_every_chain(benchmarks, capsys, monkeypatch):
     from benchmarks import samplers
 

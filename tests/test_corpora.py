@@ -183,6 +183,26 @@ def test_a_line_too_long_for_memory_points_to_windows(write, monkeypatch):
     assert "windows" in message
 
 
+@pytest.mark.parametrize("size", [2, 3, 1 << 16])
+def test_lines_do_not_depend_on_the_blocks_they_are_read_in(monkeypatch, size):
+    monkeypatch.setattr(corpora, "_PIECE_CHARACTERS", size)
+    text = "\ufeffone\r\n\r\r\ntwo\rhalf\n\nthree\r"
+    lines = corpora._bare_lines(io.StringIO(text, newline="\n"), "a.txt")
+    assert list(lines) == ["one", "\r", "two\rhalf", "", "three\r"]
+
+
+@pytest.mark.parametrize("size", [2, 1 << 16])
+def test_a_line_is_too_long_whatever_block_it_ends_in(write, monkeypatch, size):
+    monkeypatch.setattr(corpora, "_PIECE_CHARACTERS", size)
+    monkeypatch.setattr(corpora, "_LINE_CHARACTERS", 10)
+    assert exhaust(write("a.txt", "a" * 9 + "\n" + "b" * 10)) == (
+        ["a" * 9, "b" * 10]
+    )
+    for text in ("a\n" + "b" * 11, "a\n" + "b" * 10 + "\nc"):
+        message = error_of(exhaust, write("b.txt", text))
+        assert "b.txt, line 2: longer than 10" in message
+
+
 @same_folder
 @given(st.lists(texts_without_nul))
 def test_lines_survive_the_way_through_a_file(tmp_path, texts):

@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 from keras_chargen.tokenizer import CharTokenizer
 
 tf = pytest.importorskip("tensorflow")
-from keras_chargen.graph_text import padded_ids, ragged_ids  # noqa: E402
+from keras_chargen.graph_text import (  # noqa: E402
+    padded_ids,
+    ragged_ids,
+    stream_ids,
+)
 
 TOKENIZERS = {
     oov: CharTokenizer([*"abc é\0", "\U0001f600"], oov=oov)
@@ -26,17 +30,39 @@ def test_any_text_gives_the_ids_of_the_host(texts):
         ]
 
 
+@given(
+    st.lists(st.text(st.characters(codec="utf-8") | KNOWN)),
+    st.booleans(),
+)
+def test_a_stream_has_the_ids_of_the_host_and_an_eos_after_each_text(
+    texts, separated
+):
+    for oov in ("drop", "unk"):
+        tokenizer = TOKENIZERS[oov]
+        stream = stream_ids(tf.constant(texts, tf.string), tokenizer, separated)
+        expected = []
+        for ids in tokenizer.tokenize(texts):
+            expected += [*ids, *[tokenizer.eos_id] * separated]
+        assert stream.dtype == tf.int32
+        assert stream.numpy().tolist() == expected
+
+
 @given(st.lists(st.text(KNOWN), min_size=1))
 def test_known_characters_are_no_error(texts):
-    rows = ragged_ids(tf.constant(texts), TOKENIZERS["error"])
-    assert TOKENIZERS["error"].detokenize(rows.to_list()) == texts
+    tokenizer = TOKENIZERS["error"]
+    rows = ragged_ids(tf.constant(texts), tokenizer)
+    assert tokenizer.detokenize(rows.to_list()) == texts
+    stream = stream_ids(tf.constant(texts), tokenizer, separated=False)
+    assert tokenizer.detokenize(stream) == "".join(texts)
 
 
+@pytest.mark.parametrize("function", [ragged_ids, stream_ids])
 @pytest.mark.parametrize("text", ["ax", "\U0001f601", "\U0010ffff"])
-def test_an_unknown_character_is_an_error_of_the_graph(text):
+def test_an_unknown_character_is_an_error_of_the_graph(function, text):
     @tf.function
     def read(texts):
-        return ragged_ids(texts, TOKENIZERS["error"]).flat_values
+        ids = function(texts, TOKENIZERS["error"])
+        return getattr(ids, "flat_values", ids)
 
     with pytest.raises(tf.errors.InvalidArgumentError, match="vocabulary"):
         read(tf.constant([text]))

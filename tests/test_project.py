@@ -29,7 +29,7 @@ ANYWHERE = {
     "coloring": set(),
     "corpora": set(),
     "files": set(),
-    "graph_text": {"tensorflow"},
+    "graph_text": {"numpy", "tensorflow"},
     "pipeline": {"keras", "numpy", "tensorflow"},
     "templates": set(),
     "tensorboard": {"tensorflow"},

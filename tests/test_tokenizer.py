@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_chargen.tokenizer import CharTokenizer, pad
+from keras_chargen import tokenizer as room
+from keras_chargen.tokenizer import (
+    CharacterCounts,
+    CharTokenizer,
+    blocks,
+    pad,
+)
 
 # Every code point, the lone surrogates among them.
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
@@ -47,6 +53,39 @@ def test_ids_are_those_of_the_legacy_tokenizer_and_eos_follows(texts):
     assert ids == expected
     assert tokenizer.eos_id == len(expected) + 1
     assert tokenizer.vocabulary_size() == len(expected) + 2
+
+
+@given(st.lists(ANY_TEXT))
+def test_texts_are_counted_as_they_pass(texts):
+    counts, seen = CharacterCounts(), Counter()
+    assert list(counts.watch(texts)) == texts
+    for text in texts:
+        seen.update(text)
+    assert list(counts.by_character().items()) == list(seen.items())
+    assert counts.characters == seen.total()
+    assert counts.texts == len(texts)
+
+
+def test_counts_do_not_depend_on_blocks(monkeypatch):
+    monkeypatch.setattr(room, "BLOCK_TEXTS", 2)
+    monkeypatch.setattr(room, "BLOCK_CHARACTERS", 3)
+    counts = CharacterCounts()
+    assert "".join(counts.watch(["b", "a", "abcdee", "b\u20ac"])) == (
+        "baabcdeeb\u20ac"
+    )
+    assert counts.by_character() == {
+        **{"b": 3, "a": 2, "c": 1, "d": 1, "e": 2, "\u20ac": 1}
+    }
+
+
+def test_a_block_ends_with_its_number_of_texts_or_a_long_one(monkeypatch):
+    monkeypatch.setattr(room, "BLOCK_TEXTS", 2)
+    monkeypatch.setattr(room, "BLOCK_CHARACTERS", 5)
+    assert list(blocks(iter(["a", "b", "abcde", "", "a"]))) == [
+        ["a", "b"],
+        ["abcde"],
+        ["", "a"],
+    ]
 
 
 def test_the_vocabulary_names_every_id():
