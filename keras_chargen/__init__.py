@@ -50,6 +50,7 @@ _ROOMS = {
     "save_model": "saving",
     "split": "pipeline",
     "text_dataset": "pipeline",
+    "use_cores": "devices",
     "windows": "pipeline",
 }
 

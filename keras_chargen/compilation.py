@@ -68,44 +68,122 @@ def loops_are_ours():
     return False
 
 
-def compile_part(function):
-    """Compiles a function that is called within a larger compiled one.
+def side_by_side(forward, backward):
+    """Lets a function and its gradient work on the parts of a batch at once.
 
-    Only TensorFlow needs it: its graph runs a loop operation by operation,
-    XLA as one program.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return function
-    import tensorflow as tf
-
-    return tf.function(function, jit_compile=True, autograph=False)
-
-
-def split_batch(tensors):
-    """Splits tensors into parts that the backend computes side by side.
-
-    TensorFlow runs what does not wait for each other on as many cores, and
-    that is quicker than many cores on each small product of a loop.
+    Under TensorFlow a part is a program of XLA, and there are as many as
+    cores: that is quicker than many cores on each small product of a loop.
+    Under JAX each device of a `keras.distribution.DataParallel` has a part.
 
     Args:
-        tensors: Sequence of tensors with the same first dimension B.
+        forward: `(shared, batched) -> (found, kept)`: nested tensors, of which
+            those of `batched` and `found` have the batch in axis 0, those of
+            `kept` in axis 1.
+        backward: `(shared, rows, kept, upstream) -> (sums, found)`: `rows` is
+            the first of `batched`, `upstream` and this `found` have the batch
+            in axis 0, and `sums` are added up over the batch.
 
     Returns:
-        List of tuples, one a part.
+        Two functions with the same contracts, but that what the first gives
+        as `kept` is for the second alone.
     """
-    parts = 1
-    if keras.backend.backend() == "tensorflow":
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return _side_by_side_tensorflow(forward, backward)
+    if backend == "jax":
+        return _side_by_side_jax(forward, backward)
+    return forward, backward
+
+
+def _side_by_side_tensorflow(forward, backward):
+    import tensorflow as tf
+
+    # The graph would run a loop operation by operation.
+    forward = tf.function(forward, jit_compile=True, autograph=False)
+    backward = tf.function(backward, jit_compile=True, autograph=False)
+
+    def split(tensors):
         rows = tensors[0].shape[0]
-        parts = _cores()
-        while rows is None or rows % parts or rows < _PART_ROWS * parts:
+        parts = cores()
+        while parts > 1 and (
+            rows is None or rows % parts or rows < _PART_ROWS * parts
+        ):
             parts -= 1
-            if parts == 1:
-                break
-    split = [ops.split(x, parts, axis=0) for x in tensors]
-    return list(zip(*split, strict=True))
+        return zip(*(tf.split(x, parts, axis=0) for x in tensors), strict=True)
+
+    def join(parts):
+        return tuple(tf.concat(x, axis=0) for x in zip(*parts, strict=True))
+
+    def forward_parts(shared, batched):
+        parts = [forward(shared, part) for part in split(batched)]
+        found, kept = zip(*parts, strict=True)
+        return join(found), kept
+
+    def backward_parts(shared, rows, kept, upstream):
+        parts = [
+            backward(shared, row, one, ups)
+            for (row, *ups), one in zip(
+                split((rows, *upstream)), kept, strict=True
+            )
+        ]
+        sums, found = zip(*parts, strict=True)
+        return tuple(map(tf.add_n, zip(*sums, strict=True))), join(found)
+
+    return forward_parts, backward_parts
 
 
-def _cores():
+def _side_by_side_jax(forward, backward):
+    import jax
+    from jax.sharding import PartitionSpec
+
+    def mesh_for(rows):
+        distribution = keras.distribution.distribution()
+        if isinstance(distribution, keras.distribution.DataParallel):
+            mesh = distribution.device_mesh.backend_mesh
+            if rows.shape[0] % mesh.size == 0:
+                return mesh
+        return None
+
+    def spread(function, mesh, specs, results):
+        # Left to itself, JAX has every device run the whole loop.
+        return jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=results,
+            check_vma=False,
+        )
+
+    def specs(mesh):
+        axis = mesh.axis_names[0]
+        return [PartitionSpec(*x) for x in ((), (axis,), (None, axis))]
+
+    def forward_parts(shared, batched):
+        mesh = mesh_for(batched[0])
+        if mesh is None:
+            return forward(shared, batched)
+        whole, rows, steps = specs(mesh)
+        function = spread(forward, mesh, (whole, rows), (rows, steps))
+        return function(shared, batched)
+
+    def backward_parts(shared, rows, kept, upstream):
+        mesh = mesh_for(rows)
+        if mesh is None:
+            return backward(shared, rows, kept, upstream)
+
+        def summed(*arguments):
+            sums, found = backward(*arguments)
+            return jax.lax.psum(sums, mesh.axis_names[0]), found
+
+        whole, row, steps = specs(mesh)
+        function = spread(summed, mesh, (whole, row, steps, row), (whole, row))
+        return function(shared, rows, kept, upstream)
+
+    return forward_parts, backward_parts
+
+
+def cores():
+    """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -17,13 +17,19 @@ import numpy as np
 import tensorflow as tf
 
 from keras_chargen.checks import check_integer, check_number
+from keras_chargen.compilation import cores
 from keras_chargen.corpora import hide_gpus_from_tensorflow
 from keras_chargen.graph_text import SEPARATOR, stream_ids
 from keras_chargen.tokenizer import BLOCK_CHARACTERS, BLOCK_TEXTS, blocks
 
 hide_gpus_from_tensorflow()
 
-_AUTOTUNE = tf.data.AUTOTUNE
+# Fixed numbers: TensorFlow 2.21 tunes them in a thread that sleeps ever longer,
+# up to a minute, and an epoch may end only when it wakes.
+_OPTIONS = tf.data.Options()
+_OPTIONS.autotune.enabled = False
+_PARALLEL = min(cores(), 16)
+_PREFETCH = 16  # batches
 MEMORY_BYTES = 1 << 26  # texts beyond this go to a temporary file
 SHUFFLE_ROWS = 1 << 17  # texts, or windows, shuffled among each other
 SHUFFLE_IDS = 1 << 23  # and no more characters than this
@@ -75,7 +81,7 @@ def text_dataset(texts):
             )
         some = list(texts.take(BLOCK_TEXTS).as_numpy_iterator())
         size = sum(map(len, some))
-        return _unbatch(_batch(texts, len(some), size).map(_valid, _AUTOTUNE))
+        return _unbatch(_batch(texts, len(some), size).map(_valid, _PARALLEL))
     encoded = map(_encode, blocks(texts))
     head, size = [], 0
     for block in encoded:
@@ -116,7 +122,7 @@ def split(dataset, fraction):
             )
             return tf.boolean_mask(texts, (places < bound) == held_out)
 
-        return _unbatch(blocks.map(choose, _AUTOTUNE, deterministic=True))
+        return _unbatch(blocks.map(choose, _PARALLEL, deterministic=True))
 
     return part(False), part(True)
 
@@ -192,7 +198,7 @@ def lines(
 
     if training:
         parts = _joined(parts, sizes, count)
-    blocks = parts.map(rows, _AUTOTUNE, deterministic=True)
+    blocks = parts.map(rows, _PARALLEL, deterministic=True)
     return _batches(blocks, buckets, batch_size, count, training, seed)
 
 
@@ -335,7 +341,7 @@ def _encoded(dataset, tokenizer, separated=True):
         ends = tf.where(ids == tokenizer.eos_id)[:, 0] + 1
         return ids, tf.cast(ends - tf.concat([[0], ends[:-1]], 0), tf.int32)
 
-    return _BLOCKS[dataset].map(encode, _AUTOTUNE, deterministic=True)
+    return _BLOCKS[dataset].map(encode, _PARALLEL, deterministic=True)
 
 
 def _check_count(batch_size, count, rows, training):
@@ -421,7 +427,7 @@ def _batches(blocks, buckets, batch_size, count, training, seed):
         # Other numbers in every epoch.
         seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
         blocks = tf.data.Dataset.zip(blocks, seeds).map(
-            _shuffle, _AUTOTUNE, deterministic=True
+            _shuffle, _PARALLEL, deterministic=True
         )
     none = tf.zeros(0, tf.int32)
     flush = tf.data.Dataset.from_tensors((none, none, none, True))
@@ -471,13 +477,13 @@ def _batches(blocks, buckets, batch_size, count, training, seed):
             return inputs, targets, tf.cast(counts, tf.float32)
 
         slices = tf.data.Dataset.from_tensor_slices((starts, lengths, widths))
-        return slices.map(batch, _AUTOTUNE, deterministic=True)
+        return slices.map(batch, _PARALLEL, deterministic=True)
 
     full = count // batch_size if training else -(-count // batch_size)
     return (
         blocks.flat_map(batches_of)
         .apply(tf.data.experimental.assert_cardinality(full))
-        .prefetch(_AUTOTUNE)
+        .prefetch(_PREFETCH)
     )
 
 
@@ -536,6 +542,7 @@ def _batch(dataset, texts, characters):
 
 
 def _unbatch(blocks):
+    blocks = blocks.with_options(_OPTIONS)
     dataset = blocks.unbatch()
     _BLOCKS[dataset] = blocks
     return dataset
@@ -583,7 +590,7 @@ def _file_dataset(head, blocks):
     return _unbatch(
         records.map(
             lambda record: tf.strings.split(record, SEPARATOR)[:-1],
-            _AUTOTUNE,
+            _PARALLEL,
             deterministic=True,
         )
     )

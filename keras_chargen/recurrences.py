@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_chargen.compilation import compile_part, split_batch
+from keras_chargen.compilation import side_by_side
 
 
 class LSTM:
@@ -26,58 +26,57 @@ class LSTM:
 
     states = 2
     scales = (0.5, 0.5, 1.0, 0.5)
-
-    @staticmethod
-    def saved(units):
-        """Widths of what `forward` saves of each step for `backward`."""
-        return (units, 4 * units)
+    gates = 4
 
     @staticmethod
     def forward(read, recalled, states):
         """One step.
 
         Args:
-            read: `(B, gates * units)`, scaled input times kernel, plus bias.
+            read: `(B, scales * units)`, scaled input times kernel, plus bias.
             recalled: The same of the last outputs.
             states: Tuple of `(B, units)`.
 
         Returns:
-            The new states, and what is saved.
+            The new states, and `(B, gates * units)` for `backward`.
         """
         _, c = states
         gates = ops.tanh(read + recalled)
         i, f, new, o = ops.split(gates, 4, axis=-1)
         c = (0.5 * f + 0.5) * c + (0.5 * i + 0.5) * new
-        return ((0.5 * o + 0.5) * ops.tanh(c), c), (c, gates)
+        return ((0.5 * o + 0.5) * ops.tanh(c), c), gates
 
     @staticmethod
-    def backward(dstates, states, saved):
+    def backward(dstates, states, following, gates):
         """The gradient of one step.
 
         Args:
             dstates: Gradients of the new states, each `(B, units)`.
             states: The states before the step.
-            saved: What `forward` saved.
+            following: The new states.
+            gates: What `forward` gave.
 
         Returns:
-            The gradients of `read` and of `recalled`, and those of the states
-            but for what comes through `recalled`.
+            What `split` takes apart, as wide as `gates`; and the gradients of
+            `states` but for what comes through `recalled`.
         """
         dh, dc = dstates
-        c, gates = saved
         i, f, new, o = ops.split(gates, 4, axis=-1)
-        squashed = ops.tanh(c)
+        squashed = ops.tanh(following[1])
         dc = dc + dh * (0.5 * o + 0.5) * (1 - squashed * squashed)
-        dgates = ops.concatenate(
-            [
-                dc * 0.5 * new * (1 - i * i),
-                dc * 0.5 * states[1] * (1 - f * f),
-                dc * (0.5 * i + 0.5) * (1 - new * new),
-                dh * 0.5 * squashed * (1 - o * o),
-            ],
-            axis=-1,
-        )
-        return dgates, dgates, (ops.zeros_like(dh), dc * (0.5 * f + 0.5))
+        dgates = [
+            dc * 0.5 * new * (1 - i * i),
+            dc * 0.5 * states[1] * (1 - f * f),
+            dc * (0.5 * i + 0.5) * (1 - new * new),
+            dh * 0.5 * squashed * (1 - o * o),
+        ]
+        dstates = (ops.zeros_like(dh), dc * (0.5 * f + 0.5))
+        return ops.concatenate(dgates, axis=-1), dstates
+
+    @staticmethod
+    def split(dgates):
+        """Returns the gradients of `read` and of `recalled`."""
+        return dgates, dgates
 
 
 class GRU:
@@ -88,11 +87,7 @@ class GRU:
 
     states = 1
     scales = (0.5, 0.5, 1.0)
-
-    @staticmethod
-    def saved(units):
-        """As `LSTM.saved`."""
-        return (2 * units, units, units)
+    gates = 4
 
     @staticmethod
     def forward(read, recalled, states):
@@ -104,25 +99,29 @@ class GRU:
         kept = recalled[:, size:]
         new = ops.tanh(read[:, size:] + (0.5 * reset + 0.5) * kept)
         h = new + (0.5 * update + 0.5) * (h - new)
-        return (h,), (gates, new, kept)
+        return (h,), ops.concatenate([gates, new, kept], axis=-1)
 
     @staticmethod
-    def backward(dstates, states, saved):
+    def backward(dstates, states, following, gates):
         """As `LSTM.backward`."""
         (dh,), (h,) = dstates, states
-        gates, new, kept = saved
-        update, reset = ops.split(gates, 2, axis=-1)
+        update, reset, new, kept = ops.split(gates, 4, axis=-1)
         share = 0.5 * update + 0.5
         dnew = dh * (1 - share) * (1 - new * new)
-        dupdate = dh * 0.5 * (h - new) * (1 - update * update)
-        dreset = dnew * 0.5 * kept * (1 - reset * reset)
-        return (
-            ops.concatenate([dupdate, dreset, dnew], axis=-1),
-            ops.concatenate(
-                [dupdate, dreset, dnew * (0.5 * reset + 0.5)], axis=-1
-            ),
-            (dh * share,),
-        )
+        dgates = [
+            dh * 0.5 * (h - new) * (1 - update * update),
+            dnew * 0.5 * kept * (1 - reset * reset),
+            dnew,
+            dnew * (0.5 * reset + 0.5),
+        ]
+        return ops.concatenate(dgates, axis=-1), (dh * share,)
+
+    @staticmethod
+    def split(dgates):
+        """As `LSTM.split`: between the two stands the reset gate."""
+        size = dgates.shape[-1] // 4
+        both, own = dgates[..., : 2 * size], dgates[..., 3 * size :]
+        return dgates[..., : 3 * size], ops.concatenate([both, own], axis=-1)
 
 
 class Simple:
@@ -130,24 +129,24 @@ class Simple:
 
     states = 1
     scales = (1.0,)
-
-    @staticmethod
-    def saved(units):
-        """As `LSTM.saved`."""
-        return (units,)
+    gates = 1
 
     @staticmethod
     def forward(read, recalled, states):
         """As `LSTM.forward`."""
         h = ops.tanh(read + recalled)
-        return (h,), (h,)
+        return (h,), h
 
     @staticmethod
-    def backward(dstates, states, saved):
+    def backward(dstates, states, following, gates):
         """As `LSTM.backward`."""
-        (dh,), (h,) = dstates, saved
-        dh = dh * (1 - h * h)
-        return dh, dh, (ops.zeros_like(dh),)
+        (dh,) = dstates
+        return dh * (1 - gates * gates), (ops.zeros_like(dh),)
+
+    @staticmethod
+    def split(dgates):
+        """As `LSTM.split`."""
+        return dgates, dgates
 
 
 def run(cell, inputs, states, kernel, recurrent_kernel, bias):
@@ -175,29 +174,14 @@ def run(cell, inputs, states, kernel, recurrent_kernel, bias):
     def differentiated(kernel, recurrent_kernel, bias, *rest):
         weights = (kernel, recurrent_kernel, bias)
         states, rows = rest[:count], inputs if are_ids else rest[count]
-        parts = split_batch((rows, *states))
-        results = [forward(*weights, *part) for part in parts]
-        # The outputs and the last states; what is saved stays in parts.
-        joined = [
-            ops.concatenate(values, axis=0)
-            for values in zip(*(r[: 1 + count] for r in results), strict=True)
-        ]
+        found, kept = forward(weights, (rows, *states))
 
         def gradient(*upstream):
-            upstream = split_batch(keras.tree.flatten(upstream))
-            found = [
-                backward(*weights, *part, result[0], result[1 + count :], ups)
-                for part, result, ups in zip(
-                    parts, results, upstream, strict=True
-                )
-            ]
-            of_weights, of_rows = zip(*found, strict=True)
-            return (
-                *map(sum, zip(*of_weights, strict=True)),
-                *(ops.concatenate(x, 0) for x in zip(*of_rows, strict=True)),
-            )
+            upstream = tuple(keras.tree.flatten(upstream))
+            of_weights, of_rows = backward(weights, rows, kept, upstream)
+            return (*of_weights, *of_rows)
 
-        return tuple(joined), gradient
+        return found, gradient
 
     arguments = [kernel, recurrent_kernel, bias, *states]
     if not are_ids:
@@ -211,80 +195,84 @@ def run(cell, inputs, states, kernel, recurrent_kernel, bias):
 
 @functools.cache
 def _programs(cell, are_ids):
-    """Returns `forward` and `backward` over all steps of a part of a batch."""
+    """Returns `forward` and `backward` over all steps."""
 
-    def forward(kernel, recurrent_kernel, bias, rows, *states):
+    def forward(weights, batched):
+        (kernel, recurrent_kernel, bias), (rows, *states) = weights, batched
         units = recurrent_kernel.shape[0]
         scale = _scale(cell, units)
         first, second = _biases(bias)
         if are_ids:
+            rows = ops.transpose(rows)
             table = (kernel + first) * scale
-            read = ops.take(table, ops.transpose(rows), axis=0)
+            read = functools.partial(_look_up, table, rows)
         else:
             rows = ops.transpose(rows, (1, 0, 2))
-            read = ops.matmul(rows, kernel * scale) + first * scale
+            product = ops.matmul(rows, kernel * scale) + first * scale
+            read = functools.partial(ops.take, product, axis=0)
         recurrent_kernel = recurrent_kernel * scale
-        steps, size = ops.shape(read)[:2]
+        steps, size = ops.shape(rows)[:2]
 
-        def advance(k, states, kept):
+        def advance(k, states, histories, gates):
             recalled = ops.matmul(states[0], recurrent_kernel)
             if second is not None:
                 recalled = recalled + second * scale
-            states, saved = cell.forward(read[k], recalled, states)
-            return k + 1, states, _write(kept, k, (states[0], *saved))
+            states, found = cell.forward(read(k), recalled, states)
+            histories = tuple(
+                _write(history, k + 1, state)
+                for history, state in zip(histories, states, strict=True)
+            )
+            return k + 1, states, histories, _write(gates, k, found)
 
-        kept = tuple(
-            ops.zeros((steps, size, n)) for n in (units, *cell.saved(units))
+        histories = tuple(
+            _write(ops.zeros((steps + 1, size, units)), 0, state)
+            for state in states
         )
-        _, states, kept = ops.while_loop(
+        gates = ops.zeros((steps, size, cell.gates * units))
+        _, states, histories, gates = ops.while_loop(
             lambda k, *_: k < steps,
             advance,
-            (ops.zeros((), "int32"), states, kept),
+            (ops.zeros((), "int32"), tuple(states), histories, gates),
         )
-        return (ops.transpose(kept[0], (1, 0, 2)), *states, *kept[1:])
+        outputs = ops.transpose(histories[0][1:], (1, 0, 2))
+        return (outputs, *states), (*histories, gates)
 
-    def backward(kernel, recurrent_kernel, bias, rows, *rest):
-        states, (outputs, saved, (douts, *dstates)) = rest[:-3], rest[-3:]
+    def backward(weights, rows, kept, upstream):
+        kernel, recurrent_kernel, bias = weights
+        (*histories, gates), (douts, *dstates) = kept, upstream
         units, width = recurrent_kernel.shape
         scale = _scale(cell, units)
-        outputs, douts = (ops.transpose(x, (1, 0, 2)) for x in (outputs, douts))
-        steps, size = ops.shape(douts)[:2]
-        # The states before each step: outputs, and the cells of an LSTM.
-        before = tuple(
-            ops.concatenate([first[None], x[:-1]], axis=0)
-            for first, x in zip(states, (outputs, saved[0]), strict=False)
-        )
+        douts = ops.transpose(douts, (1, 0, 2))
         turned = ops.transpose(recurrent_kernel * scale)
-        # The reset gate of a GRU stands between the two.
-        both = cell is GRU
 
         def retreat(k, dstates, kept):
             dh, *others = dstates
-            dread, drecalled, dstates = cell.backward(
+            dgates, dstates = cell.backward(
                 (dh + douts[k], *others),
-                tuple(x[k] for x in before),
-                tuple(x[k] for x in saved),
+                tuple(history[k] for history in histories),
+                tuple(history[k + 1] for history in histories),
+                gates[k],
             )
-            dh = dstates[0] + ops.matmul(drecalled, turned)
-            found = (dread, drecalled) if both else (dread,)
-            return k - 1, (dh, *dstates[1:]), _write(kept, k, found)
+            recalled = cell.split(dgates)[1]
+            dh = dstates[0] + ops.matmul(recalled, turned)
+            # In the place of the gates, which are past.
+            return k - 1, (dh, *dstates[1:]), _write(kept, k, dgates)
 
-        kept = tuple(ops.zeros((steps, size, width)) for _ in range(1 + both))
-        _, dstates, kept = ops.while_loop(
+        _, dstates, dgates = ops.while_loop(
             lambda k, *_: k >= 0,
             retreat,
-            (steps - 1, tuple(dstates), kept),
+            (ops.shape(gates)[0] - 1, tuple(dstates), ops.zeros_like(gates)),
         )
-        dread, drecalled = kept[0], kept[-1]
+        dread, drecalled = cell.split(dgates)
         flat = ops.reshape(dread, (-1, width))
         flat_recalled = ops.reshape(drecalled, (-1, width))
-        flat_outputs = ops.reshape(before[0], (-1, units))
+        flat_outputs = ops.reshape(histories[0][:-1], (-1, units))
         drecurrent = ops.matmul(ops.transpose(flat_outputs), flat_recalled)
         if are_ids:
             dkernel = ops.segment_sum(
                 flat, ops.reshape(ops.transpose(rows), (-1,)), kernel.shape[0]
             )
-            drows = ()
+            drows: tuple = ()
             # Each step reads one row, with the bias on it.
             dbias = ops.sum(dkernel, axis=0)
         else:
@@ -292,15 +280,15 @@ def _programs(cell, are_ids):
                 ops.transpose(rows, (1, 0, 2)), (-1, kernel.shape[0])
             )
             dkernel = ops.matmul(ops.transpose(flat_rows), flat)
-            drows = ops.matmul(dread, ops.transpose(kernel * scale))
-            drows = (ops.transpose(drows, (1, 0, 2)),)
+            product = ops.matmul(dread, ops.transpose(kernel * scale))
+            drows = (ops.transpose(product, (1, 0, 2)),)
             dbias = ops.sum(flat, axis=0)
-        if both:
+        if len(bias.shape) == 2:
             dbias = ops.stack([dbias, ops.sum(flat_recalled, axis=0)])
         of_weights = (dkernel * scale, drecurrent * scale, dbias * scale)
         return of_weights, (*dstates, *drows)
 
-    return compile_part(forward), compile_part(backward)
+    return side_by_side(forward, backward)
 
 
 def _scale(cell, units):
@@ -313,8 +301,9 @@ def _biases(bias):
     return (bias, None) if len(bias.shape) == 1 else (bias[0], bias[1])
 
 
-def _write(kept, k, values):
-    return tuple(
-        ops.slice_update(x, (k, 0, 0), value[None])
-        for x, value in zip(kept, values, strict=True)
-    )
+def _look_up(table, rows, k):
+    return ops.take(table, rows[k], axis=0)
+
+
+def _write(array, k, value):
+    return ops.slice_update(array, (k, 0, 0), value[None])

@@ -20,7 +20,7 @@ from keras_chargen import recurrences
 from keras_chargen.compilation import fuses_elementwise, loops_are_ours
 
 
-class _Layer:
+class _Layer(keras.layers.RNN):
     """What the layers have in common: default activations, no dropout.
 
     Outputs of all steps and the last states are returned.

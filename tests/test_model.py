@@ -75,7 +75,7 @@ def test_the_summary_lists_the_layers():
     make(num_layers=2, dropout=0.1).summary(
         print_fn=lambda line, **_: text.write(line)
     )
-    for name in ("ids", "one_hot", "lstm_1", "lstm_2", "dropout_2", "logits"):
+    for name in ("ids", "lstm_1", "lstm_2", "dropout_2", "logits"):
         assert name in text.getvalue()
 
 
