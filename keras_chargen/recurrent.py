@@ -1,9 +1,10 @@
 """Keras's recurrent layers, with a loop of ours where Keras's is slow.
 
-The weights are those of Keras's layers. Their loop is Keras's on a GPU, where
-that takes cuDNN; on a CPU it is that of `recurrences` under TensorFlow and
-JAX, and `torch.lstm` and `torch.gru` under Torch, where Keras 3.15 steps
-through a text in Python and its gradient costs the square of the length.
+The weights are those of Keras's layers. The loop is that of `recurrences`
+under JAX, and under TensorFlow on a CPU; on a GPU TensorFlow takes cuDNN. Under
+Torch on a CPU it is `torch.lstm` and `torch.gru`: there Keras 3.15 steps
+through a text in Python, and its gradient costs the square of the length. All
+else is left to Keras.
 
 `step` is what the cells do in one step, for a text written character by
 character: ids stand for one-hot vectors, and of all gates one tanh is taken,
@@ -91,6 +92,12 @@ class LSTM(_Layer, keras.layers.LSTM):
     """`keras.layers.LSTM` with a loop of ours: see `_Layer`."""
 
     recurrence = recurrences.LSTM
+
+    def __init__(self, units, **kwargs):
+        super().__init__(units, **kwargs)
+        if keras.backend.backend() == "jax" and self.compute_dtype != "float32":
+            # cuDNN is open to float32 alone there; Keras 3.15 asks for all.
+            self.use_cudnn = False
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """Replaces Keras's loop; the contract is that of Keras."""
