@@ -20,6 +20,7 @@ _ROOMS = {
     "CharTokenizer": "tokenizer",
     "CharacterCount": "scoring",
     "Context": "samplers",
+    "Crossentropy": "scoring",
     "DRY": "samplers",
     "DynamicTemperature": "samplers",
     "FrequencyPenalty": "samplers",

@@ -144,9 +144,7 @@ class CharRNN(keras.Model):
         if optimizer == "auto":
             optimizer = keras.optimizers.Adam(5e-3, global_clipnorm=1.0)
         if loss == "auto":
-            loss = keras.losses.SparseCategoricalCrossentropy(
-                from_logits=True, reduction="mean_with_sample_weight"
-            )
+            loss = scoring.Crossentropy()
         if weighted_metrics == "auto":
             weighted_metrics = [scoring.BitsPerCharacter()]
         if jit_compile == "auto":

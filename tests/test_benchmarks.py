@@ -104,27 +104,31 @@ def test_training_says_that_no_row_has_a_label(benchmarks, capsys):
 
 @pytest.mark.needs_tensorflow
 @pytest.mark.parametrize("mode", ["lines", "windows"])
-def test_each_dataset_starts_with_the_batches_that_peers_get(
+def test_peers_get_the_batches_of_an_epoch_of_ours(
     benchmarks, tmp_path, monkeypatch, mode
 ):
     from benchmarks import training
 
     monkeypatch.setattr(training, "SEQUENCE_LENGTH", 16)
-    monkeypatch.setattr(training, "read_texts", lambda *_: TEXTS)
+    monkeypatch.setattr(training, "read_texts", lambda *_: TEXTS * 2)
     corpus = training.Corpus(mode, tmp_path, toy=True)
-    steps, characters, path = corpus.batches(2, 60)
+    count = corpus.first(60)
+    assert sum(map(len, TEXTS[: count - 1])) < 60
+    assert sum(map(len, TEXTS[:count])) >= 60
+    row = corpus.ours("ours", "jax", 4, 2, 60).arguments
+    characters, path = corpus.batches(2, 60)
     arrays = np.load(path)
-    dataset = training.make_dataset(TEXTS, corpus.tokenizer, mode, 2)
+    dataset = training.make_dataset(TEXTS[:count], corpus.tokenizer, mode, 2)
     total = 0
-    for i, batch in enumerate(dataset.take(steps).as_numpy_iterator()):
+    for i, batch in enumerate(dataset.as_numpy_iterator()):
         total += batch[2].sum()
         for name, part in zip(
             ("ids", "targets", "weights"), batch, strict=True
         ):
             np.testing.assert_array_equal(arrays[f"{name}_{i}"], part)
-    assert i + 1 == steps == len(arrays.files) // 3
-    assert characters == total >= 60
-    assert total - batch[2].sum() < 60
+    assert i + 1 == len(arrays.files) // 3
+    assert (row["count"], row["characters"]) == (count, characters)
+    assert characters == total
 
 
 @pytest.mark.needs_tensorflow

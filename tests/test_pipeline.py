@@ -623,3 +623,10 @@ print(calls)
     )
     expected = [] if backend == "tensorflow" else [([], "GPU")]
     assert result.stdout.strip() == str(expected)
+
+
+@pytest.mark.parametrize("make", [pipeline.lines, pipeline.windows])
+def test_no_thread_of_tensorflow_tunes_a_dataset(make):
+    # It may sleep for a minute before it lets an epoch end.
+    dataset = make(["abc"] * 999, CharTokenizer("abc"), 2)
+    assert dataset.options().autotune.enabled is False

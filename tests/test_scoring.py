@@ -12,7 +12,12 @@ from keras import ops
 
 from keras_chargen import CharRNN, CharTokenizer, scoring
 from keras_chargen.compilation import compile_function
-from keras_chargen.scoring import BitsPerCharacter, CharacterCount, Score
+from keras_chargen.scoring import (
+    BitsPerCharacter,
+    CharacterCount,
+    Crossentropy,
+    Score,
+)
 
 CHARACTERS = "abcdefgh "
 TEXTS = ["abc", "", "hello? a bad cab", "a" * 40, "hgfedcba " * 6]
@@ -209,6 +214,22 @@ def test_what_has_no_weight_may_be_impossible():
     logits = np.array([[[0, 0, 0], [0, 0, -np.inf]]], "float32")
     metric.update_state(np.array([[1, 2]]), logits, np.array([[1.0, 0.0]]))
     assert float(metric.result()) == pytest.approx(math.log2(3))
+
+
+def test_the_loss_is_that_of_keras():
+    theirs = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction="mean_with_sample_weight"
+    )
+    for targets, logits, weights in uneven_batches():
+        expected = float(theirs(targets, logits, weights))
+        found = float(Crossentropy()(targets, logits, weights))
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_is_saved_with_its_reduction():
+    saved = keras.saving.serialize_keras_object(Crossentropy("sum"))
+    loaded = keras.saving.deserialize_keras_object(saved)
+    assert type(loaded) is Crossentropy and loaded.reduction == "sum"
 
 
 def test_characters_with_a_weight_are_counted():
