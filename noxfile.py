@@ -164,13 +164,11 @@ def agreement(session):
 
 
 @nox.session(default=False)
-@nox.parametrize("backend", TRAINING, ids=TRAINING)
-def bench(session, backend):
-    """Characters a second; words after `--` reach the script."""
-    extra = "" if backend == "tensorflow" else f"[{backend}]"
-    install(session, "-e", f".{extra}")
-    isolate(session, backend)
-    session.run("python", "-m", "benchmarks.throughput", *session.posargs)
+def bench(session):
+    """All benchmarks, then what must be reached; words go to the command."""
+    install(session, "-e", ".[bench,hub,jax,torch]")
+    isolate(session, "tensorflow")
+    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session(default=False)

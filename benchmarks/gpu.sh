@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: the recurrent kernels of each backend, which must be
-# those of cuDNN; then training and writing there. Run it in an environment
-# with the extras gpu and torch.
+# On a machine with a GPU: which recurrent kernels each backend runs and how fast
+# it trains by them; then training and writing end to end. Run it in an
+# environment with the extras gpu and torch.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export TF_CPP_MIN_LOG_LEVEL=3

@@ -10,6 +10,7 @@ from typing import NamedTuple
 BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "Torch"}
 OURS = tuple(f"ours, {name}" for name in BACKENDS)
 TRAINING = "training, LSTM 128, lines, best batches"
+WRITING = "writing, targets"
 READING = "file to batches"
 HELP = "seconds to --help"
 KERAS = "seconds to import keras"
@@ -71,7 +72,11 @@ def best(results, script, title, *names):
     rows = [
         row
         for label, row in table.items()
-        if label.partition(", batch ")[0] in names and "median" in row
+        if "median" in row
+        and any(
+            label == name or label.startswith(f"{name}, batch ")
+            for name in names
+        )
     ]
     if not rows:
         raise KeyError(f"{script}: {title}: {' or '.join(names)}")
@@ -103,16 +108,19 @@ def _training(ours, peer):
 def _writing(ours, peer):
     def value(results):
         return ratio(
-            best(results, "writing", "writing, batch 1", *ours),
-            best(results, "writing", "writing, batch 1", peer),
+            best(results, "writing", WRITING, *(f"{x}, batch 1" for x in ours)),
+            best(results, "writing", WRITING, peer),
         )
 
     return value
 
 
 def _writing_together(results):
-    many = best(results, "writing", "writing, batch 256", *OURS)
-    return ratio(many, best(results, "writing", "writing, batch 1", *OURS))
+    one, many = (
+        best(results, "writing", WRITING, *(f"{x}, batch {n}" for x in OURS))
+        for n in (1, 256)
+    )
+    return ratio(many, one)
 
 
 def _reading(results):
