@@ -139,7 +139,7 @@ def test_the_best_batches_are_measured_in_one_table(
 
     monkeypatch.setattr(training, "read_texts", lambda *_: TEXTS * 30)
     corpus = training.Corpus("lines", tmp_path, toy=True)
-    title, rows = training.table(corpus, 128, "best", 100, ["jax"])
+    title, rows = training.table(corpus, 128, "best", 4000, ["jax"])
     assert title == "training, LSTM 128, lines, best batches"
     labels = [row.label for row in rows]
     assert len(set(labels)) == len(labels)
@@ -264,6 +264,27 @@ def test_the_figures_of_samplers_are_what_they_say(benchmarks):
     rng = np.random.default_rng(0)
     assert samplers.swapped("a a", rng) is None
     assert samplers.swapped("a bc d", rng) == "a cb d"
+
+
+@pytest.mark.slow
+@pytest.mark.trains
+def test_kernels_times_both_loops_and_names_what_ran(
+    benchmarks, capsys, monkeypatch
+):
+    from benchmarks import kernels
+    from keras_chargen import recurrent
+
+    monkeypatch.setattr(kernels, "SHAPE", (4, 8))
+    ours = recurrent.loops_are_ours
+    kernels.main(["--toy", "--json"])
+    assert recurrent.loops_are_ours is ours
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (rows,) = found["tables"].values()
+    assert len(rows) == 8
+    assert all(row["median"] > 0 for row in rows.values())
+    ran = rows["lstm 4, float32"]["note"]
+    expected = {"torch": "aten::lstm", "jax": "while"}
+    assert expected.get(found["backend"], "While") in ran
 
 
 @pytest.mark.slow
