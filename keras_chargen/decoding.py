@@ -2,9 +2,9 @@
 
 One compiled loop reads the prompts and writes on: while a row's position is
 inside its prompt the next input is forced, after that it is sampled. The loop
-runs in stretches of `STRETCH` steps with the state carried between them, so a
-character costs the same at any position, lengths are data, and calls share
-compiled code by batch size (rounded up) and kind of sampler alone.
+runs in stretches of steps with the state carried between them, so a character
+costs the same at any position, lengths are data, and calls share compiled code
+by batch size (rounded up), kind of sampler and one of two stretches alone.
 """
 
 from typing import Any, NamedTuple
@@ -22,6 +22,10 @@ from keras_chargen.samplers import BeamSearch, Context, MinLength
 from keras_chargen.stopping import cut, stop_table, up_to_stop
 
 STRETCH = 256  # steps for which inputs are laid out at once
+# A long text in few rows takes longer stretches: what is done once for each
+# costs a quarter of the time of 256 steps of one row.
+LONG_STRETCH = 2048
+_LONG_CELLS = 1 << 16
 
 
 class Written(NamedTuple):
@@ -202,7 +206,7 @@ class _LoopDecoder(_Decoder):
         inputs = [ids for ids in inputs for _ in range(num_samples)]
         names = _outputs(self.scored)
         none = {name: np.zeros((0, len(inputs)), names[name]) for name in names}
-        parts = [none, *self(inputs, keys, STRETCH)]
+        parts = [none, *self(inputs, keys)]
         columns = {
             name: np.concatenate([part[name] for part in parts]).T
             for name in names
@@ -273,8 +277,13 @@ class _LoopDecoder(_Decoder):
             forced[: len(ahead), row] = ahead
         return forced
 
-    def __call__(self, inputs, keys, steps):
+    def __call__(self, inputs, keys, steps=None):
         """Yields, stretch by stretch, what each row has written.
+
+        Args:
+            inputs: As for `whole`.
+            keys: As for `whole`.
+            steps: Integer, steps of a stretch; None is as many as are quick.
 
         Yields:
             Dict of `(K, len(inputs))`: `"ids"`, 0 where a row did not write,
@@ -303,11 +312,16 @@ class _LoopDecoder(_Decoder):
         )
         total = int(reads.max()) - 1 + self.length
         position = 0
+        rows = STRETCH
+        if steps is None:
+            if total > STRETCH and size * LONG_STRETCH <= _LONG_CELLS:
+                rows = LONG_STRETCH
+            steps = rows
         # The first piece comes as soon as the shortest prompt is read.
-        limit = min(STRETCH, int(reads[:batch].min()) - 1 + steps)
+        limit = min(rows, int(reads[:batch].min()) - 1 + steps)
         while position < total:
             limit = min(limit, total - position)
-            at = position + np.arange(STRETCH)
+            at = position + np.arange(rows)
             places = at[:, None] - (reads - 1)
             xs = {name: draws.at(places) for name, draws in streams.items()}
             xs["forced"] = self.forced(inputs, at, size)
@@ -323,7 +337,7 @@ class _LoopDecoder(_Decoder):
             if ops.convert_to_numpy(carry["done"]).all():
                 return
             position += limit
-            limit = min(STRETCH, steps)
+            limit = min(rows, steps)
 
     def compiled(self, make):
         """Returns what `make()` gave for this kind of decoding before."""

@@ -76,9 +76,9 @@ finally:
     print(keras.distribution.distribution().num_model_replicas)
 """
     arguments = ["train", "--corpus", tmp_path / "t.txt", "--units", 4]
+    arguments += ["--batch-size", 8, "--out", tmp_path / "m.keras"]
     result = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)]
-        + ["--out", str(tmp_path / "m.keras"), "--batch-size", "8"],
+        [sys.executable, "-c", program, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -61,11 +61,14 @@ def test_another_pattern_compiles_nothing():
 
 
 @COMPILED
-def test_numbers_lengths_and_seeds_compile_nothing():
+@pytest.mark.parametrize("lengths", [(50, 9, 200), (700, 300, 3000)])
+def test_numbers_lengths_and_seeds_compile_nothing(lengths):
     speller = Speller()
-    generation.generate(speller, ["", "char"], 50, sampler="random")
+    generation.generate(speller, ["", "char"], lengths[0], sampler="random")
     traced = speller.steps
-    for temperature, length, prompt in ((0.5, 9, "c"), (2, 700, "charac")):
+    for temperature, length, prompt in zip(
+        (0.5, 2), lengths[1:], ("c", "charac"), strict=True
+    ):
         generation.generate(
             speller,
             [prompt, ""],

@@ -78,18 +78,25 @@ def test_a_whole_word_as_prompt_ends_at_once():
     assert generation.generate(Speller(), WORD, 9) == WORD
 
 
-@pytest.mark.parametrize("stretch", [1, 3, 256])
-def test_greedy_text_is_that_of_step_by_step(model, monkeypatch, stretch):
-    monkeypatch.setattr(decoding, "STRETCH", stretch)
+@pytest.mark.parametrize("short, long", [(1, 1), (3, 7), (256, 2048)])
+def test_greedy_text_is_that_of_step_by_step(model, monkeypatch, short, long):
+    monkeypatch.setattr(decoding, "STRETCH", short)
+    monkeypatch.setattr(decoding, "LONG_STRETCH", long)
     model = copy(model)
     expected = [step_by_step(model, p, 30, np.argmax) for p in PROMPTS]
     assert model.generate(PROMPTS, 30) == expected
 
 
-def test_text_longer_than_a_stretch_is_that_of_step_by_step(model):
+def test_a_text_is_the_same_in_stretches_of_any_length(model, monkeypatch):
     length = decoding.STRETCH + 40
-    expected = step_by_step(model, "a", length, np.argmax)
-    assert model.generate("a", length) == expected
+    random = {"sampler": "random", "seed": 3, "min_new_tokens": length}
+    expected = model.generate(["a", "The "], length, **random)
+    # Many rows keep to the short ones.
+    monkeypatch.setattr(decoding, "_LONG_CELLS", 0)
+    assert model.generate(["a", "The "], length, **random) == expected
+    streamed = "".join(model.stream("a", length, **random))
+    assert streamed == model.generate("a", length, **random)
+    assert len(expected[0]) > decoding.STRETCH
 
 
 def test_greedy_text_is_that_of_reading_the_whole_prefix_again(model):
@@ -209,6 +216,7 @@ def test_seeds_are_as_many_as_prompts(model):
 @pytest.mark.parametrize("stretch", [1, 256])
 def test_a_stop_string_ends_the_text_and_is_cut(monkeypatch, stretch):
     monkeypatch.setattr(decoding, "STRETCH", stretch)
+    monkeypatch.setattr(decoding, "LONG_STRETCH", stretch)
     assert generation.generate(Speller(), "", 50, stop="ract") == "cha"
     stops = ["ters", "arac", "q"]
     assert generation.generate(Speller(), "", 50, stop=stops) == "ch"
