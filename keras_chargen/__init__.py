@@ -51,7 +51,6 @@ _ROOMS = {
     "save_model": "saving",
     "split": "pipeline",
     "text_dataset": "pipeline",
-    "use_cores": "devices",
     "windows": "pipeline",
 }
 

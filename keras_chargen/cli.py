@@ -176,14 +176,13 @@ def train(
                 f"--temperature must be finite and >= 0. Received: {choice}"
             )
     keras = _import_keras()
-    from keras_chargen import callbacks, devices, pipeline, saving, scoring
+    from keras_chargen import callbacks, pipeline, saving, scoring
     from keras_chargen.model import CharRNN
     from keras_chargen.tokenizer import CharacterCounts, CharTokenizer
 
     target = saving.check_target(out, force)
     if log_dir is not None:
         callbacks.check_tensorboard()
-    devices.use_cores(batch_size)
     keras.utils.set_random_seed(seed)
 
     read = CharacterCounts()

@@ -71,7 +71,7 @@ def side_by_side(forward, backward):
 
     Under TensorFlow a part is a program of XLA, and there are as many as
     cores: that is quicker than many cores on each small product of a loop.
-    Under JAX each device of a `keras.distribution.DataParallel` has a part.
+    JAX runs what is in one program one after the other.
 
     Args:
         forward: `(shared, batched) -> (found, kept)`: nested tensors, of which
@@ -85,15 +85,8 @@ def side_by_side(forward, backward):
         Two functions with the same contracts, but that what the first gives
         as `kept` is for the second alone.
     """
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        return _side_by_side_tensorflow(forward, backward)
-    if backend == "jax":
-        return _side_by_side_jax(forward, backward)
-    return forward, backward
-
-
-def _side_by_side_tensorflow(forward, backward):
+    if keras.backend.backend() != "tensorflow":
+        return forward, backward
     import tensorflow as tf
 
     # The graph would run a loop operation by operation.
@@ -126,56 +119,6 @@ def _side_by_side_tensorflow(forward, backward):
         ]
         sums, found = zip(*parts, strict=True)
         return tuple(map(tf.add_n, zip(*sums, strict=True))), join(found)
-
-    return forward_parts, backward_parts
-
-
-def _side_by_side_jax(forward, backward):
-    import jax
-    from jax.sharding import PartitionSpec
-
-    def mesh_for(rows):
-        distribution = keras.distribution.distribution()
-        if isinstance(distribution, keras.distribution.DataParallel):
-            mesh = distribution.device_mesh.backend_mesh
-            if rows.shape[0] % mesh.size == 0:
-                return mesh
-        return None
-
-    def spread(function, mesh, specs, results):
-        # Left to itself, JAX has every device run the whole loop.
-        return jax.shard_map(
-            function,
-            mesh=mesh,
-            in_specs=specs,
-            out_specs=results,
-            check_vma=False,
-        )
-
-    def specs(mesh):
-        axis = mesh.axis_names[0]
-        return [PartitionSpec(*x) for x in ((), (axis,), (None, axis))]
-
-    def forward_parts(shared, batched):
-        mesh = mesh_for(batched[0])
-        if mesh is None:
-            return forward(shared, batched)
-        whole, rows, steps = specs(mesh)
-        function = spread(forward, mesh, (whole, rows), (rows, steps))
-        return function(shared, batched)
-
-    def backward_parts(shared, rows, kept, upstream):
-        mesh = mesh_for(rows)
-        if mesh is None:
-            return backward(shared, rows, kept, upstream)
-
-        def summed(*arguments):
-            sums, found = backward(*arguments)
-            return jax.lax.psum(sums, mesh.axis_names[0]), found
-
-        whole, row, steps = specs(mesh)
-        function = spread(summed, mesh, (whole, row, steps, row), (whole, row))
-        return function(shared, rows, kept, upstream)
 
     return forward_parts, backward_parts
 

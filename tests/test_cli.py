@@ -35,10 +35,8 @@ TEXTS = ["Today is a day", "The cat sat", "On Sunday it rains"] * 20
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
+def run(capsys):
     """Runs a command in this process: `(code, stdout, stderr)`."""
-    # JAX is at work already here and keeps its one device.
-    monkeypatch.setattr("keras_chargen.devices.cores", lambda: 1)
 
     def run(*arguments):
         capsys.readouterr()
@@ -61,30 +59,6 @@ def refused(run):
         return lines[0]
 
     return refused
-
-
-@pytest.mark.skipif(BACKEND != "jax", reason="JAX needs to be told")
-def test_train_uses_every_core(tmp_path):
-    (tmp_path / "t.txt").write_text("\n".join(TEXTS))
-    program = """
-import sys, keras
-from keras_chargen import cli, devices
-devices.cores = lambda: 2
-try:
-    cli.main(sys.argv[1:])
-finally:
-    print(keras.distribution.distribution().num_model_replicas)
-"""
-    arguments = ["train", "--corpus", tmp_path / "t.txt", "--units", 4]
-    arguments += ["--batch-size", 8, "--out", tmp_path / "m.keras"]
-    result = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["2"]
 
 
 def process(*arguments, **settings):

@@ -40,7 +40,6 @@ INSIDE_FUNCTIONS = {
     "coloring": {"rich"},
     "compilation": {"jax", "openvino", "tensorflow", "torch"},
     "corpora": {"tensorflow", "tensorflow_datasets"},
-    "devices": {"jax"},
     "recurrent": {"torch"},
 }
 
