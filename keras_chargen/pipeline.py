@@ -31,6 +31,7 @@ _OPTIONS.autotune.enabled = False
 _PARALLEL = min(cores(), 16)
 _PREFETCH = 16  # batches
 MEMORY_BYTES = 1 << 26  # texts beyond this go to a temporary file
+KEPT_IDS = 1 << 24  # ids of no more than this stay in memory: 64 MiB
 SHUFFLE_ROWS = 1 << 17  # texts, or windows, shuffled among each other
 SHUFFLE_IDS = 1 << 23  # and no more characters than this
 MAX_BUCKETS = 16
@@ -176,6 +177,7 @@ def lines(
     dataset = text_dataset(texts)
     parts = _encoded(dataset, tokenizer)
     widths, sizes = count_widths(parts, start)
+    parts = _kept(parts, sizes)
     texts, longest = int(widths.sum()), len(widths) - 1
     widths = _cut(widths, max_length)
     count = int(widths.sum())
@@ -242,6 +244,7 @@ def windows(
     parts = _encoded(dataset, tokenizer, separated=not joined)
     sizes = parts.map(lambda ids, _: tf.size(ids))
     sizes = np.array(list(sizes.as_numpy_iterator()), "int64")
+    parts = _kept(parts, sizes)
     targets = int(sizes.sum()) + joined + start - 1
     count = -(-targets // length)
     _check_count(batch_size, count, f"windows of {length} characters", training)
@@ -342,6 +345,11 @@ def _encoded(dataset, tokenizer, separated=True):
         return ids, tf.cast(ends - tf.concat([[0], ends[:-1]], 0), tf.int32)
 
     return _BLOCKS[dataset].map(encode, _PARALLEL, deterministic=True)
+
+
+def _kept(parts, sizes):
+    """Keeps ids in memory from the first epoch on, where they are few."""
+    return parts.cache() if sizes.sum() <= KEPT_IDS else parts
 
 
 def _check_count(batch_size, count, rows, training):

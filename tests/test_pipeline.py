@@ -630,3 +630,25 @@ def test_no_thread_of_tensorflow_tunes_a_dataset(make):
     # It may sleep for a minute before it lets an epoch end.
     dataset = make(["abc"] * 999, CharTokenizer("abc"), 2)
     assert dataset.options().autotune.enabled is False
+
+
+@pytest.mark.parametrize("make", [pipeline.lines, pipeline.windows])
+@pytest.mark.parametrize("most, passes", [(1 << 24, 1), (10, 3)])
+def test_few_ids_stay_in_memory(make, most, passes, monkeypatch):
+    monkeypatch.setattr(pipeline, "KEPT_IDS", most)
+    read = []
+
+    def texts():
+        read.append(1)
+        yield from ["abc", "cab", "bc"] * 200
+
+    given = pipeline.tf.data.Dataset.from_generator(
+        texts, output_signature=pipeline.tf.TensorSpec((), "string")
+    )
+    dataset = make(given, CharTokenizer("abc"), 4, training=False)
+    before = len(read)
+    epochs = [list(dataset.as_numpy_iterator()) for _ in range(3)]
+    assert len(read) - before == passes
+    for epoch in epochs[1:]:
+        for a, b in zip(epochs[0], epoch, strict=True):
+            np.testing.assert_array_equal(a[0], b[0])
