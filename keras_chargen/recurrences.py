@@ -255,7 +255,6 @@ def _programs(cell, are_ids):
             )
             recalled = cell.split(dgates)[1]
             dh = dstates[0] + ops.matmul(recalled, turned)
-            # In the place of the gates, which are past.
             return k - 1, (dh, *dstates[1:]), _write(kept, k, dgates)
 
         _, dstates, dgates = ops.while_loop(
