@@ -11,6 +11,7 @@ TensorFlow.
 """
 
 import contextlib
+import itertools
 import re
 import time
 
@@ -58,22 +59,19 @@ def main(arguments=None):
 
 
 def _choices(units):
-    for cell in CELLS:
-        for width in units:
-            for policy in POLICIES:
-                for from_keras in (False, True):
-                    # In half precision the loop is that of Keras.
-                    if from_keras and policy != "float32":
-                        continue
-                    yield (
-                        _label(cell, width, policy, from_keras),
-                        {
-                            "cell": cell,
-                            "units": width,
-                            "policy": policy,
-                            "from_keras": from_keras,
-                        },
-                    )
+    for cell, width, policy, from_keras in itertools.product(
+        CELLS, units, POLICIES, (False, True)
+    ):
+        # In half precision the loop is that of Keras.
+        if from_keras and policy != "float32":
+            continue
+        choice = {
+            "cell": cell,
+            "units": width,
+            "policy": policy,
+            "from_keras": from_keras,
+        }
+        yield _label(**choice), choice
 
 
 def _label(cell, units, policy, from_keras):

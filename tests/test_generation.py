@@ -87,6 +87,14 @@ def test_greedy_text_is_that_of_step_by_step(model, monkeypatch, short, long):
     assert model.generate(PROMPTS, 30) == expected
 
 
+def test_text_longer_than_a_stretch_is_that_of_step_by_step(model, monkeypatch):
+    # Few rows would take the long one.
+    monkeypatch.setattr(decoding, "_LONG_CELLS", 0)
+    length = decoding.STRETCH + 40
+    expected = step_by_step(model, "a", length, np.argmax)
+    assert model.generate("a", length) == expected
+
+
 def test_a_text_is_the_same_in_stretches_of_any_length(model, monkeypatch):
     length = decoding.STRETCH + 40
     random = {"sampler": "random", "seed": 3, "min_new_tokens": length}
