@@ -1,6 +1,7 @@
 """What watches training."""
 
 import importlib.util
+import math
 import signal
 import sys
 import threading
@@ -10,7 +11,7 @@ from typing import Any
 import keras
 
 from keras_chargen import samplers
-from keras_chargen.checks import check_integer
+from keras_chargen.checks import check_integer, check_positive
 
 
 class SampleText(keras.callbacks.Callback):
@@ -129,10 +130,13 @@ class ProgressBar(keras.callbacks.Callback):
 
     Args:
         console: Optional `rich.console.Console`; by default standard error.
+        budget: Optional `TimeBudget`: the bar shows the time that is over, not
+            the batches.
     """
 
-    def __init__(self, console=None):
+    def __init__(self, console=None, budget=None):
         super().__init__()
+        self.budget = budget
         if console is None:
             from rich.console import Console
 
@@ -151,7 +155,7 @@ class ProgressBar(keras.callbacks.Callback):
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
-            progress.TextColumn("{task.completed}/{task.total} batches"),
+            progress.TextColumn("{task.fields[done]}"),
             progress.TextColumn("{task.fields[figures]}"),
             progress.TimeRemainingColumn(),
             console=self.console,
@@ -159,21 +163,26 @@ class ProgressBar(keras.callbacks.Callback):
             disable=not self.console.is_terminal,
         )
         steps, epochs = self.params.get("steps"), self.params["epochs"]
+        total = 1.0 if self.budget is not None else steps and steps * epochs
         self._task = self._bar.add_task(
-            "training", total=steps and steps * epochs, figures=""
+            "training", total=total, done="", figures=""
         )
+        self._batches = 0
         self._bar.start()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._bar.update(
-            self._task,
-            description=f"epoch {epoch + 1}/{self.params['epochs']}",
-        )
+        self._bar.update(self._task, description=self._epoch(epoch))
         self._begin = time.perf_counter()
         self._trained = None
 
     def on_train_batch_end(self, batch, logs=None):
-        self._bar.advance(self._task)
+        self._batches += 1
+        if self.budget is None:
+            total = self._bar.tasks[0].total
+            done, shown = self._batches, f"{self._batches}/{total} batches"
+        else:
+            done, shown = self.budget.share(), f"{self._batches} batches"
+        self._bar.update(self._task, completed=done, done=shown)
         # Figures wait for the device: a few times a second is enough.
         now = time.perf_counter()
         if not self._bar.disable and now - self._shown > 0.3:
@@ -189,7 +198,7 @@ class ProgressBar(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         seconds = self._trained or time.perf_counter() - self._begin
         figures = self._figures(logs, seconds)
-        self.write(f"epoch {epoch + 1}/{self.params['epochs']}: {figures}")
+        self.write(f"{self._epoch(epoch)}: {figures}")
 
     def on_train_end(self, logs=None):
         self.stop()
@@ -199,6 +208,11 @@ class ProgressBar(keras.callbacks.Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def _epoch(self, epoch):
+        # A budget of time says nothing of how many there will be.
+        of = "" if self.budget is not None else f"/{self.params['epochs']}"
+        return f"epoch {epoch + 1}{of}"
 
     def _figures(self, logs, seconds):
         logs = {name: float(value) for name, value in (logs or {}).items()}
@@ -213,42 +227,157 @@ class ProgressBar(keras.callbacks.Callback):
         return ", ".join(figures)
 
 
-class StopOnInterrupt(keras.callbacks.Callback):
-    """Ends training after the batch in which Ctrl-C came.
+class StopOnSignal(keras.callbacks.Callback):
+    """Ends training after the batch in which Ctrl-C or SIGTERM came.
 
-    So the weights are whole and can be saved; a second Ctrl-C interrupts at
-    once. Works in the main thread; elsewhere it does nothing.
+    So the weights are whole and can be saved; a second one ends the process
+    at once. Works in the main thread; elsewhere it does nothing.
 
     Attributes:
-        interrupted: Whether Ctrl-C came.
+        received: The `signal.Signals` that came, or None.
     """
 
     def __init__(self):
         super().__init__()
-        self.interrupted = False
-        self._previous = None
+        self.received = None
+        self._previous = {}
 
     def on_train_begin(self, logs=None):
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._stop)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._stop)
 
     def on_train_end(self, logs=None):
         self.restore()
 
     def restore(self):
-        """Gives Ctrl-C back to whom it belonged."""
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        """Gives the signals back to whom they belonged."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
-    def _stop(self, *_):
-        self.interrupted = True
+    def _stop(self, number, _):
+        self.received = signal.Signals(number)
         self.restore()
         print("stopping after this batch", file=sys.stderr)
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.interrupted:
+        if self.received is not None:
             self.model.stop_training = True
+
+
+class TimeBudget(keras.callbacks.Callback):
+    """Makes training fit a time: the learning rate follows the clock.
+
+    It rises in a straight line for the first 2 % of the time, then falls to 2 %
+    of its peak along half a cosine (Loshchilov & Hutter, 2017), and training
+    stops when the time is over. Validation counts: what the last one took is
+    set aside for the next.
+
+    Args:
+        seconds: Positive number.
+        clock: Function that gives seconds.
+    """
+
+    WARM_UP = 0.02
+    FLOOR = 0.02
+    EVERY = 0.2  # seconds between two changes: under JAX each takes a copy
+
+    def __init__(self, seconds, clock=time.monotonic):
+        super().__init__()
+        self.seconds = check_positive("seconds", seconds)
+        self._clock = clock
+
+    def on_train_begin(self, logs=None):
+        self._begin = self._clock()
+        self._changed = -math.inf
+        self._validation = 0.0
+        try:
+            self._peak = float(self.model.optimizer.learning_rate)
+            self._set(self._peak)
+        except TypeError as error:
+            raise ValueError(
+                "a time budget sets the learning rate: the optimizer must have "
+                "a number, not a schedule"
+            ) from error
+
+    def share(self):
+        """Returns the share of the time that is over, from 0 to 1."""
+        left = self.seconds - self._validation
+        return min(1.0, (self._clock() - self._begin) / max(left, 1e-9))
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self._clock() - self._changed < self.EVERY:
+            return
+        self._changed = self._clock()
+        self._set(self._peak * self.factor(self.share()))
+
+    def factor(self, share):
+        """Returns the learning rate at a share of the time, peak = 1."""
+        if share < self.WARM_UP:
+            return max(share / self.WARM_UP, self.FLOOR)
+        share = (share - self.WARM_UP) / (1 - self.WARM_UP)
+        wave = 0.5 + 0.5 * math.cos(math.pi * share)
+        return self.FLOOR + (1 - self.FLOOR) * wave
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.share() >= 1:
+            self.model.stop_training = True
+
+    def on_test_begin(self, logs=None):
+        self._test_begin = self._clock()
+
+    def on_test_end(self, logs=None):
+        self._validation = self._clock() - self._test_begin
+        if self.share() >= 1:
+            self.model.stop_training = True
+
+    def on_train_end(self, logs=None):
+        # The next `fit` finds the optimizer as it was.
+        self._set(self._peak)
+
+    def _set(self, rate):
+        synchronize(self.model)
+        self.model.optimizer.learning_rate = rate
+
+
+class StopOnNonFinite(keras.callbacks.Callback):
+    """Ends training when the loss is NaN or infinite, and says where.
+
+    Keras's `TerminateOnNaN` waits for the device at every batch; this one
+    looks at the last `every` losses at once.
+
+    Args:
+        every: Positive integer, batches between two looks.
+
+    Raises:
+        FloatingPointError: From `fit`; it names the batch and the epoch.
+    """
+
+    def __init__(self, every=32):
+        super().__init__()
+        self.every = check_integer("every", every, 1)
+        self._losses = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch + 1
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._losses.append((batch + 1, (logs or {}).get("loss", 0.0)))
+        if len(self._losses) >= self.every:
+            self._look()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._look()
+
+    def _look(self):
+        losses, self._losses = self._losses, []
+        for batch, loss in losses:
+            loss = float(loss)
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} at batch {batch} of epoch "
+                    f"{self._epoch}; a lower learning rate may help"
+                )
 
 
 def check_tensorboard():

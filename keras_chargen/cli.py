@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import sys
 import time
 from typing import Annotated
@@ -131,8 +132,26 @@ def train(
         Oov, typer.Option(help="What becomes of unknown characters.")
     ] = Oov.drop,
     epochs: Annotated[
-        int, typer.Option(min=1, help="Passes over the corpus.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1, help="Passes over the corpus; 1 without a time budget."
+        ),
+    ] = None,
+    time_budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Train for so long: 90s, 20m, 1.5h. The learning rate follows "
+            "the clock, the best weights are saved."
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Stop after so many epochs without a better score of the "
+            "texts held out, and save the best.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch.")] = 64,
     learning_rate: Annotated[
         float, typer.Option(min=0, help="Of Adam, at the start.")
@@ -161,6 +180,10 @@ def train(
     log_dir: Annotated[
         str | None, typer.Option(help="Write TensorBoard logs here.")
     ] = None,
+    csv_log: Annotated[
+        str | None,
+        typer.Option(help="Write the figures of each epoch to this file."),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace OUT if it exists.")
     ] = False,
@@ -175,6 +198,12 @@ def train(
             raise ValueError(
                 f"--temperature must be finite and >= 0. Received: {choice}"
             )
+    seconds = None if time_budget is None else _seconds(time_budget)
+    if patience is not None and not held_out:
+        raise ValueError("--patience needs texts held out: --held-out above 0")
+    if csv_log is not None:
+        # A place that cannot be written shall not cost an epoch.
+        open(csv_log, "a", encoding="utf-8").close()
     keras = _import_keras()
     from keras_chargen import callbacks, pipeline, saving, scoring
     from keras_chargen.model import CharRNN
@@ -218,6 +247,11 @@ def train(
         + (f", {texts.replaced:,} not UTF-8" if texts.replaced else "")
     )
     has_validation = any(True for _ in validation.take(1))
+    if patience is not None and not has_validation:
+        raise ValueError(
+            f"--patience needs texts held out, and of {corpus} none fell into "
+            f"--held-out {held_out}: a larger share, or more texts"
+        )
     model = CharRNN(
         tokenizer,
         cell=cell.value,
@@ -237,8 +271,23 @@ def train(
         f"{cell.value}, {layers} x {units}, {model.count_params():,} "
         f"parameters, backend {keras.backend.backend()}"
     )
-    bar, stop = callbacks.ProgressBar(), callbacks.StopOnInterrupt()
-    watching = [bar, stop]
+    budget = None if seconds is None else callbacks.TimeBudget(seconds)
+    bar = callbacks.ProgressBar(budget=budget)
+    stop = callbacks.StopOnSignal()
+    watching = [callbacks.StopOnNonFinite(), bar, stop]
+    if budget is not None:
+        watching.insert(0, budget)
+    if has_validation and (patience or seconds is not None):
+        watching.append(
+            keras.callbacks.EarlyStopping(
+                "val_bits_per_character",
+                mode="min",
+                patience=patience or sys.maxsize,
+                restore_best_weights=True,
+            )
+        )
+    if csv_log is not None:
+        watching.append(keras.callbacks.CSVLogger(csv_log))
     if prompt:
         sampling = callbacks.SampleText(
             prompt,
@@ -256,7 +305,7 @@ def train(
     try:
         model.fit(
             data,
-            epochs=epochs,
+            epochs=epochs or (1 if seconds is None else _ENDLESS),
             validation_data=batches(validation, False)
             if has_validation
             else None,
@@ -265,13 +314,16 @@ def train(
             shuffle=False,
             verbose=0,
         )
+    except FloatingPointError as error:
+        raise ValueError(f"{error}; {target} is not written") from error
     finally:
         bar.stop()
         stop.restore()
     saving.save_model(model, target)
-    if stop.interrupted:
-        _log(f"interrupted; what was learned is saved as {target}")
-        raise typer.Exit(130)
+    if stop.received is not None:
+        what = "interrupted" if stop.received == signal.SIGINT else "terminated"
+        _log(f"{what}; what was learned is saved as {target}")
+        raise typer.Exit(128 + stop.received)
     _log(f"saved {target} after {time.perf_counter() - begin:.0f} s")
 
 
@@ -960,6 +1012,25 @@ def main(arguments=None) -> None:
             raise
         code = _fail(error.format_message())
     sys.exit(code or 0)
+
+
+_ENDLESS = 1 << 20  # epochs: the time budget ends before
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def _seconds(text):
+    """Returns the seconds of a duration such as 90s, 20m, 1.5h."""
+    number, unit = text.rstrip("smh"), text[len(text.rstrip("smh")) :]
+    try:
+        seconds = float(number) * _UNITS[unit]
+    except (KeyError, ValueError):
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(
+            "--time-budget must be a number above 0 with s, m or h: 90s, 20m, "
+            f"1.5h. Received: {text}"
+        )
+    return seconds
 
 
 class _ReaderGoneError(Exception):

@@ -13,18 +13,23 @@ from rich.console import Console
 
 from keras_chargen import CharRNN, CharTokenizer, Sampler, SampleText
 from keras_chargen import callbacks as rooms
-from keras_chargen.callbacks import ProgressBar, StopOnInterrupt
+from keras_chargen.callbacks import (
+    ProgressBar,
+    StopOnNonFinite,
+    StopOnSignal,
+    TimeBudget,
+)
 from keras_chargen.scoring import BitsPerCharacter, CharacterCount
 
 ROWS, STEPS = 24, 7
 
 
-def fit(*callbacks, epochs=2, validation=False, **arguments):
+def fit(*callbacks, epochs=2, validation=False, rate=0.05):
     """A few batches of "abab…" for a tiny model, watched."""
     keras.utils.set_random_seed(0)
     model = CharRNN(CharTokenizer([*"abc"]), units=8)
     model.compile(
-        optimizer=keras.optimizers.Adam(0.05),
+        optimizer=keras.optimizers.Adam(rate),
         weighted_metrics=[BitsPerCharacter(), CharacterCount()],
     )
     ids = np.tile([1, 2], (ROWS, STEPS))[:, : STEPS + 1].astype("int32")
@@ -38,7 +43,6 @@ def fit(*callbacks, epochs=2, validation=False, **arguments):
         verbose=0,
         callbacks=list(callbacks),
         validation_data=tuple(x[:4] for x in data) if validation else None,
-        **arguments,
     )
     return model
 
@@ -231,9 +235,9 @@ class Interrupt(keras.callbacks.Callback):
 @pytest.mark.trains
 def test_ctrl_c_ends_training_after_the_batch(capsys):
     handler = signal.getsignal(signal.SIGINT)
-    pressing, stop = Interrupt(1), StopOnInterrupt()
+    pressing, stop = Interrupt(1), StopOnSignal()
     fit(pressing, stop, epochs=5)
-    assert stop.interrupted and len(pressing.seen) <= 3
+    assert stop.received == signal.SIGINT and len(pressing.seen) <= 3
     assert signal.getsignal(signal.SIGINT) is handler
     assert "stopping after this batch" in capsys.readouterr().err
 
@@ -241,24 +245,145 @@ def test_ctrl_c_ends_training_after_the_batch(capsys):
 @pytest.mark.trains
 def test_without_ctrl_c_nothing_is_stopped_and_the_handler_comes_back():
     handler = signal.getsignal(signal.SIGINT)
-    pressing, stop = Interrupt(), StopOnInterrupt()
+    pressing, stop = Interrupt(), StopOnSignal()
     fit(pressing, stop)
-    assert not stop.interrupted and len(pressing.seen) == 6
+    assert stop.received is None and len(pressing.seen) == 6
     assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_second_ctrl_c_interrupts_at_once(capsys):
-    stop = StopOnInterrupt()
+    stop = StopOnSignal()
     stop.on_train_begin()
     press_ctrl_c()
     with pytest.raises(KeyboardInterrupt):
         press_ctrl_c()
-    assert stop.interrupted
+    assert stop.received == signal.SIGINT
 
 
 def test_off_the_main_thread_the_handler_stays():
     handler = signal.getsignal(signal.SIGINT)
-    thread = threading.Thread(target=StopOnInterrupt().on_train_begin)
+    thread = threading.Thread(target=StopOnSignal().on_train_begin)
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_sigterm_stops_as_ctrl_c_does():
+    stop = StopOnSignal()
+    before = signal.getsignal(signal.SIGTERM)
+    stop.on_train_begin()
+    signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
+    assert stop.received == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# ---------------------------------------------------------- a budget of time
+
+
+class Ticks:
+    """A clock that goes on by a second at each batch."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Tick(keras.callbacks.Callback):
+    """Moves a clock, and notes the learning rate of each batch."""
+
+    def __init__(self, clock, seconds_of_test=0):
+        super().__init__()
+        self.clock, self.seconds_of_test, self.rates = (
+            clock,
+            seconds_of_test,
+            [],
+        )
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.rates.append(float(self.model.optimizer.learning_rate))
+        self.clock.now += 1
+
+    def on_test_end(self, logs=None):
+        self.clock.now += self.seconds_of_test
+
+
+def fit_for(seconds, *, validation=False, seconds_of_test=0):
+    clock = Ticks()
+    tick = Tick(clock, seconds_of_test)
+    model = fit(
+        tick,
+        TimeBudget(seconds, clock),
+        epochs=1000,
+        validation=validation,
+    )
+    return tick, model
+
+
+@pytest.mark.trains
+def test_training_ends_when_its_time_is_over():
+    tick, _ = fit_for(10)
+    assert len(tick.rates) == 10
+
+
+@pytest.mark.trains
+def test_the_learning_rate_rises_and_falls_with_the_clock():
+    tick, model = fit_for(100)
+    rates, peak = tick.rates, max(tick.rates)
+    assert len(rates) == 100
+    assert rates[0] < rates[1] < rates[2] == pytest.approx(peak)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[51] == pytest.approx(0.51 * peak, rel=1e-3)
+    assert rates[-1] < 0.03 * peak
+    assert float(model.optimizer.learning_rate) == pytest.approx(peak)
+
+
+@pytest.mark.trains
+def test_time_for_the_last_validation_is_set_aside():
+    # Three batches and five seconds of validation an epoch: eight seconds.
+    tick, _ = fit_for(24, validation=True, seconds_of_test=5)
+    assert tick.clock.now <= 24
+
+
+@pytest.mark.trains
+def test_a_schedule_and_a_budget_of_time_exclude_each_other():
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    with pytest.raises(ValueError, match="not a schedule"):
+        fit(TimeBudget(1), rate=schedule)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), "1", True])
+def test_a_budget_must_be_a_time(seconds):
+    with pytest.raises(ValueError, match="`seconds`"):
+        TimeBudget(seconds)
+
+
+@pytest.mark.trains
+def test_the_bar_shows_the_share_of_the_time():
+    clock, output = Ticks(), io.StringIO()
+    budget = TimeBudget(4, clock)
+    console = Console(file=output, width=200, force_terminal=True)
+    fit(Tick(clock), budget, ProgressBar(console, budget), epochs=1000)
+    assert "4 batches" in output.getvalue()
+    assert "epoch 2: loss" in output.getvalue()
+
+
+# ---------------------------------------------------------- NaN
+
+
+class Break(keras.callbacks.Callback):
+    """Makes the weights NaN after a batch."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 1:
+            rooms.synchronize(self.model)
+            weight = self.model.trainable_variables[0]
+            weight.assign(weight * float("nan"))
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("every", [1, 32])
+def test_a_loss_that_is_no_number_ends_training_and_names_the_batch(every):
+    with pytest.raises(FloatingPointError, match="nan at batch 3 of epoch 1"):
+        fit(Break(), StopOnNonFinite(every))

@@ -223,6 +223,59 @@ def test_ctrl_c_saves_what_was_learned(train, monkeypatch):
     assert load_model(target).units == 4
 
 
+@trains
+def test_sigterm_saves_and_ends_with_143(train, monkeypatch):
+    from keras_chargen import callbacks
+
+    class Ending(callbacks.ProgressBar):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, logs)
+            if batch == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(callbacks, "ProgressBar", Ending)
+    code, out, err, target = train("--epochs", 50)
+    assert (code, out) == (143, "")
+    assert f"terminated; what was learned is saved as {target}" in err
+    assert load_model(target).units == 4
+
+
+@trains
+def test_a_time_budget_ends_training_and_saves(train, tmp_path):
+    log = tmp_path / "log.csv"
+    code, _, err, target = train("--time-budget", "3s", "--csv-log", log)
+    assert code == 0 and load_model(target).units == 4
+    epochs = err.count("bits/character")
+    assert epochs > 1 and "epoch 2: loss" in err
+    assert len(log.read_text().splitlines()) == 1 + epochs
+
+
+@trains
+def test_patience_ends_training_that_learns_nothing(train, tmp_path):
+    texts = tmp_path / "more.txt"
+    texts.write_text("".join(f"Today {i} of them\n" for i in range(99)))
+    code, _, err, _ = train(
+        *("--learning-rate", 0, "--epochs", 50, "--patience", 2),
+        *("--held-out", 0.3),
+        texts=texts,
+    )
+    assert code == 0 and err.count("held out") == 3
+
+
+@trains
+def test_patience_where_no_text_is_held_out_is_refused(train):
+    code, _, err, target = train("--held-out", 1e-6, "--patience", 2)
+    assert code == 2 and "--patience" in err and "none fell" in err
+    assert not target.exists()
+
+
+@trains
+def test_a_loss_that_is_no_number_leaves_no_file(train):
+    code, _, err, target = train("--learning-rate", 1e38, "--epochs", 3)
+    assert code == 2 and "the loss is" in err and "of epoch" in err
+    assert not target.exists()
+
+
 @pytest.mark.slow
 @trains
 def test_ctrl_c_reaches_a_process_that_trains(corpus, tmp_path):
@@ -271,6 +324,19 @@ def write(name, data):
             prepare=write("a.csv", b"label,title\n1,Today\n2,On\n"),
         ),
         trains_refused("directory", "--corpus", ".", said=["directory"]),
+        *(
+            trains_refused(
+                f"time budget {text!r}",
+                *("--corpus", "python-docs", "--time-budget", text),
+                said=["--time-budget", "20m", f"Received: {text}"],
+            )
+            for text in ("5 days", "m", "0s", "-1m", "nan", "1e400", "3mm")
+        ),
+        trains_refused(
+            "patience without texts held out",
+            *("--corpus", "python-docs", "--patience", 2, "--held-out", 0),
+            said=["--patience", "--held-out"],
+        ),
         trains_refused(
             "unknown kind of file",
             *("--corpus", "a.pdf"),
