@@ -108,6 +108,58 @@ def training(texts, units, batch_size=8):
     return run
 
 
+def train_for(texts, units, seconds, batch_size=8):
+    """Trains until so many seconds of `fit` have passed, compiling among them.
+
+    Args:
+        texts: List of str, read in this order again and again.
+        units: Integer.
+        seconds: Number; the batch at which they are over is the last.
+        batch_size: Integer.
+
+    Returns:
+        The model and its tokenizer.
+    """
+    import keras
+
+    class Limit(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.end = time.perf_counter() + seconds
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = time.perf_counter() >= self.end
+
+    tokenizer = LegacyTokenizer(texts)
+    model = build(len(tokenizer.word_index) + 1, units)
+    batches = dataset(texts, tokenizer, batch_size)
+    # More epochs than any number of seconds holds.
+    model.fit(
+        batches, epochs=10**9, shuffle=False, callbacks=[Limit()], verbose=0
+    )
+    return model, tokenizer
+
+
+def nats(model, tokenizer, texts, batch_size=8):
+    """Returns the sum of nats and how many characters they are of.
+
+    Of a text the notebook predicts all but the first character, which is only
+    read (where padding stands before it, it is predicted from that, and not
+    counted either); the line end counts, and what the tokenizer does not know
+    is dropped. So its figure looks better than one that counts all.
+    """
+    import numpy as np
+
+    total = characters = 0
+    batches = dataset(texts, tokenizer, batch_size)
+    for inputs, targets in batches.as_numpy_iterator():
+        counted = inputs[..., 0] == 0
+        found = (model.predict_on_batch(inputs) * targets).sum(-1)[counted]
+        # The loss of Keras has this bound too.
+        total -= float(np.log(np.maximum(found, 1e-7)).sum(dtype="float64"))
+        characters += len(found)
+    return total, characters
+
+
 def write(model, tokenizer, prompt, length):
     """Writes greedily: the whole prefix is read for each new character."""
     import numpy as np
