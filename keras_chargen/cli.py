@@ -182,7 +182,7 @@ def train(
     ] = None,
     csv_log: Annotated[
         str | None,
-        typer.Option(help="Write the figures of each epoch to this file."),
+        typer.Option(help="Add the figures of each epoch to this CSV file."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace OUT if it exists.")
@@ -287,7 +287,7 @@ def train(
             )
         )
     if csv_log is not None:
-        watching.append(keras.callbacks.CSVLogger(csv_log))
+        watching.append(keras.callbacks.CSVLogger(csv_log, append=True))
     if prompt:
         sampling = callbacks.SampleText(
             prompt,
