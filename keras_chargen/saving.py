@@ -1,17 +1,21 @@
 """Model files: written whole or not at all, refused in one line."""
 
+import math
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 
 import keras
 import numpy as np
+from keras.src.backend.common import global_state
 
 from keras_chargen.files import replacing
+from keras_chargen.inspection import check_fit, inspect
 from keras_chargen.model import CharRNN
 
 _REGISTERED = keras.saving.get_registered_name(CharRNN)
-_MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
+_UNUSED_OPTIMIZER = r"Skipping .* the saved optimizer has [0-3] variables"
 
 
 def check_target(path, force=False):
@@ -79,8 +83,9 @@ def load_model(path, compile=False):
         `CharRNN`.
 
     Raises:
-        ValueError: The file is none, is damaged, or holds another model.
-        FileNotFoundError: There is no such file.
+        ValueError: The file is none, is damaged, or holds another model or
+            more than a model: see `inspection.inspect`.
+        OSError: There is no such file, or it may not be read.
     """
     path = Path(path)
     if path.is_dir():
@@ -89,34 +94,41 @@ def load_model(path, compile=False):
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix != ".keras":
         raise ValueError(f"{path} is not a .keras file; HDF5 is not read")
+    with open(path, "rb") as file:
+        try:
+            numbers = inspect(file)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise ValueError(
+                f"{path} is not a .keras file, or it is cut off: {error}"
+            ) from error
+        except Exception as error:
+            raise ValueError(_refusal(path, error)) from error
     try:
-        with zipfile.ZipFile(path) as archive:
-            missing = _MEMBERS.difference(archive.namelist())
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(
-            f"{path} is not a .keras file, or it is cut off: {error}"
-        ) from error
-    if missing or damaged:
-        what = f"has no {min(missing)}" if missing else f"{damaged} is damaged"
-        raise ValueError(f"{path} is not a whole .keras file: {what}")
-    try:
-        with keras.saving.custom_object_scope({_REGISTERED: _Undrawn}):
-            model = keras.saving.load_model(
+        with (
+            keras.saving.custom_object_scope({_REGISTERED: _Undrawn(numbers)}),
+            warnings.catch_warnings(),
+        ):
+            # What Keras warns of is weights that stay as they were made. An
+            # optimizer that never saw a gradient has none but its counters.
+            warnings.filterwarnings("error", "Skipping ")
+            warnings.filterwarnings("ignore", _UNUSED_OPTIMIZER)
+            return keras.saving.load_model(
                 path, compile=compile, safe_mode=True
             )
     except NotImplementedError as error:
+        backend = keras.backend.backend()
         raise ValueError(
-            f"the {keras.backend.backend()} backend cannot run {path}: {error}"
+            _refusal(path, error, f"does not run under the {backend} backend")
         ) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{path} cannot be loaded: {reason[0]}") from error
-    if not isinstance(model, CharRNN):
-        raise ValueError(
-            f"{path} holds a {type(model).__name__}, not a CharRNN"
-        )
-    return model
+    except Exception as error:
+        raise ValueError(_refusal(path, error)) from error
+
+
+def _refusal(path, error, what="cannot be loaded"):
+    # The words of a stranger may be in it, and those of Keras are many.
+    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = "".join(c if c.isprintable() else "?" for c in reason[:300])
+    return f"{path} {what}: {reason}"
 
 
 class _Undrawn:
@@ -124,13 +136,30 @@ class _Undrawn:
 
     Drawing weights that are replaced at once takes longer than all the rest
     of loading where each operation is compiled first.
+
+    Args:
+        numbers: Integer, how many weights there are for it.
     """
 
-    @staticmethod
-    def from_config(config):
+    def __init__(self, numbers):
+        self._numbers = numbers
+
+    def from_config(self, config):
         # Variables made in this scope get their values when it ends.
         with keras.StatelessScope():
-            model = CharRNN.from_config(config)
+            waiting = global_state.get_global_attribute(
+                "uninitialized_variables", [], set_to_default=True
+            )
+            try:
+                model = CharRNN.from_config(config)
+                count = sum(math.prod(weight.shape) for weight in model.weights)
+                check_fit("weights", count, "numbers", self._numbers)
+            except Exception as error:
+                waiting.clear()  # They take their memory with their values.
+                if isinstance(error, TypeError):
+                    # Keras would wrap it in many words.
+                    raise ValueError(str(error)) from error
+                raise
             for variable in model.weights:
                 variable._initializer = _zeros
         return model

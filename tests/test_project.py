@@ -30,6 +30,7 @@ ANYWHERE = {
     "corpora": set(),
     "files": set(),
     "graph_text": {"numpy", "tensorflow"},
+    "inspection": {"h5py", "keras"},
     "pipeline": {"keras", "numpy", "tensorflow"},
     "templates": set(),
     "tensorboard": {"tensorflow"},
