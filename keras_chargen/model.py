@@ -138,7 +138,8 @@ class CharRNN(keras.Model):
             loss: `"auto"` is crossentropy from logits in nats, the mean over
                 the characters that count (those with a weight).
             weighted_metrics: `"auto"` is `[BitsPerCharacter()]`.
-            jit_compile: `"auto"` is True under JAX and False elsewhere.
+            jit_compile: `"auto"` is True under JAX and False elsewhere, or
+                where `run_eagerly` is set.
             **kwargs: As for `keras.Model.compile`.
         """
         if optimizer == "auto":
@@ -148,7 +149,7 @@ class CharRNN(keras.Model):
         if weighted_metrics == "auto":
             weighted_metrics = [scoring.BitsPerCharacter()]
         if jit_compile == "auto":
-            jit_compile = trains_with_xla()
+            jit_compile = trains_with_xla() and not kwargs.get("run_eagerly")
         super().compile(
             optimizer=optimizer,
             loss=loss,

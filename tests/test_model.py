@@ -344,3 +344,9 @@ def test_a_model_learns_in_mixed_precision(half):
     ).history["loss"]
     assert losses[-1] < losses[0]
     assert {w.dtype for w in model.trainable_weights} == {"float32"}
+
+
+def test_a_model_that_runs_eagerly_is_not_compiled_by_xla():
+    model = CharRNN(CharTokenizer([*"ab"]), units=4)
+    model.compile(run_eagerly=True)
+    assert not model.jit_compile
