@@ -346,6 +346,7 @@ def test_a_model_learns_in_mixed_precision(half):
     assert {w.dtype for w in model.trainable_weights} == {"float32"}
 
 
+@pytest.mark.trains
 def test_a_model_that_runs_eagerly_is_not_compiled_by_xla():
     model = CharRNN(CharTokenizer([*"ab"]), units=4)
     model.compile(run_eagerly=True)
