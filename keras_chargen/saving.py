@@ -145,23 +145,30 @@ class _Undrawn:
         self._numbers = numbers
 
     def from_config(self, config):
-        # Variables made in this scope get their values when it ends.
-        with keras.StatelessScope():
-            waiting = global_state.get_global_attribute(
-                "uninitialized_variables", [], set_to_default=True
-            )
-            try:
+        waiting = global_state.get_global_attribute(
+            "uninitialized_variables", [], set_to_default=True
+        )
+        try:
+            with keras.StatelessScope(initialize_variables=False) as scope:
                 model = CharRNN.from_config(config)
                 count = sum(math.prod(weight.shape) for weight in model.weights)
                 check_fit("weights", count, "numbers", self._numbers)
-            except Exception as error:
-                waiting.clear()  # They take their memory with their values.
-                if isinstance(error, TypeError):
-                    # Keras would wrap it in many words.
-                    raise ValueError(str(error)) from error
-                raise
-            for variable in model.weights:
-                variable._initializer = _zeros
+                if not keras.backend.is_float_dtype(model.compute_dtype):
+                    raise ValueError(
+                        "its dtype must be of floats. Received: "
+                        f"{model.compute_dtype}"
+                    )
+                for variable in model.weights:
+                    variable._initializer = _zeros
+                # Variables made in this scope get their values when it ends.
+                scope.initialize_variables = True
+        except Exception as error:
+            # Keras would give them values, and memory, in its next scope.
+            waiting.clear()
+            if isinstance(error, TypeError):
+                # Keras would wrap it in many words.
+                raise ValueError(str(error)) from error
+            raise
         return model
 
 

@@ -17,7 +17,13 @@ import keras
 import numpy as np
 import pytest
 
-from keras_chargen import CharRNN, CharTokenizer, load_model, save_model
+from keras_chargen import (
+    CharRNN,
+    CharTokenizer,
+    load_model,
+    save_model,
+    saving,
+)
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 LAMBDA = {"class_name": "Lambda", "module": "keras.layers", "config": {}}
@@ -321,6 +327,23 @@ def test_a_model_that_cannot_be_finished_takes_no_memory(padded):
         pass
 
 
+@pytest.mark.parametrize("dtype", ["int32", "bool", "string", "complex64"])
+def test_weights_that_are_no_floats_are_refused(file, dtype):
+    configure(file, lambda root: root["config"].update(dtype=dtype))
+    assert f"its dtype must be of floats. Received: {dtype}" in refusal(file)
+
+
+def test_a_refusal_leaves_nothing_to_the_next_model(file, monkeypatch):
+    def fail(shape, dtype):
+        raise TypeError("no value")
+
+    with monkeypatch.context() as patch:
+        # Where the values are given, as the scope of the model ends.
+        patch.setattr(saving, "_zeros", fail)
+        assert "no value" in refusal(file)
+    assert load_model(file).generate("a", 3, seed=1) is not None
+
+
 # ---------------------------------------------------------- the weights
 
 
@@ -426,7 +449,15 @@ def test_half_precision_is_an_array_too(file):
 VALUES = [
     *(0, 1, 5, -1, 10**9, 10**30, 0.5, -0.5, 1e300, float("nan"), True, None),
     *("", "x", "/etc/passwd", "\0", "\x1b[2J", "\ud800", "int32", "float16"),
-    *("int8", "complex64", "string", "bfloat16", "mixed_float16", "gru"),
+    *(
+        "float64",
+        "int8",
+        "complex64",
+        "string",
+        "bfloat16",
+        "mixed_float16",
+        "gru",
+    ),
     *("error", "unk", "keras_chargen>CharTokenizer", "adam", "mse"),
     *([], {}, [[]], [None], {"a": 1}, [1] * 99, [*"abcde"], LAMBDA),
 ]
