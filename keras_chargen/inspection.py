@@ -187,7 +187,7 @@ def _count(tree, limit):
     """Returns how many arrays HDF5 holds, and how many numbers they have.
 
     Refuses all that Keras does not write: links to elsewhere, filters, and
-    arrays that are larger than the bytes that they have, at most `limit`.
+    arrays of more than `limit` bytes together.
     """
     arrays = numbers = size = 0
     seen = set()
@@ -222,7 +222,6 @@ def _is_plain(item):
     return (
         how.get_layout() in (h5py.h5d.COMPACT, h5py.h5d.CONTIGUOUS)
         and how.get_external_count() == 0
-        and item.nbytes == item.id.get_storage_size()
         # bfloat16 is two bytes and an attribute that says so.
         and (dtype.kind in "iuf" or dtype == "V2")
         and all(
