@@ -4,19 +4,20 @@ Figures are sums of nats (negative natural logarithms) and how many characters
 they are of; one division comes last.
 """
 
-import csv
-import gzip
 import math
-from pathlib import Path
 
 import numpy as np
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+from benchmarks.race import ROOT
+
+DATA = ROOT.parent / "shared" / "data"
+TITLES = {"train": "ag_news/train.csv.gz", "test": "ag_news/test.csv"}
+SHAKESPEARE = "tinyshakespeare.txt"
 
 
 def read_shakespeare():
     """Returns the text of tinyshakespeare."""
-    return _present("tinyshakespeare.txt").read_bytes().decode()
+    return _present(SHAKESPEARE).read_bytes().decode()
 
 
 def split_shakespeare(text):
@@ -27,11 +28,11 @@ def split_shakespeare(text):
 
 def read_titles(part):
     """Returns the AG News titles of `"train"` or `"test"` as a list of str."""
-    name = {"train": "train.csv.gz", "test": "test.csv"}[part]
-    path = _present(f"ag_news/{name}")
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8", newline="") as file:
-        return [title for _, title, _ in csv.reader(file)]
+    from keras_chargen.corpora import open_corpus
+
+    columns = ["label", "title", "description"]
+    path = str(_present(TITLES[part]))
+    return list(open_corpus(path, field="title", columns=columns))
 
 
 def _present(name):

@@ -13,12 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.protocols import DATA, TITLES
 from benchmarks.race import Row, race
 from benchmarks.report import log, make_parser, publish
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 BATCH_SIZE = 64
 LENGTH = 256
 PEERS = {
@@ -83,7 +83,7 @@ def write_titles(path):
     """Writes AG News to the size of the full set, or tells that it cannot."""
     import gzip
 
-    source = DATA / "ag_news" / "train.csv.gz"
+    source = DATA / TITLES["train"]
     if not source.exists():
         log("no AG News beside the checkout: its table is left out")
         return False

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.race import ROOT, Row, race
+from benchmarks.protocols import DATA, SHAKESPEARE, TITLES, read_titles
+from benchmarks.race import Row, race
 from benchmarks.report import log, make_parser, publish
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -36,7 +37,6 @@ BEST = {
 }
 # Characters of one measurement times units: 2 to 5 seconds.
 EFFORT = 60_000_000
-DATA = ROOT.parent / "shared" / "data"
 
 
 def main(arguments=None):
@@ -280,12 +280,10 @@ def make_dataset(texts, tokenizer, mode, batch_size):
 def corpus_name(mode, toy=False):
     """Returns the corpus of a mode: that beside the checkout, or our own."""
     beside = {
-        "lines": DATA / "ag_news" / "train.csv.gz",
-        "windows": DATA / "tinyshakespeare.txt",
+        "lines": TITLES["train"],
+        "windows": SHAKESPEARE,
     }[mode]
-    if toy or not beside.is_file():
-        return "python-docs"
-    return beside.relative_to(DATA).as_posix()
+    return "python-docs" if toy or not (DATA / beside).is_file() else beside
 
 
 def read_texts(mode, toy=False):
@@ -297,8 +295,7 @@ def read_texts(mode, toy=False):
         return list(open_corpus(name, limit=100 if toy else None))
     if mode == "windows":
         return list(open_corpus(str(DATA / name)))
-    columns = ["label", "title", "description"]
-    return list(open_corpus(str(DATA / name), field="title", columns=columns))
+    return read_titles("train")
 
 
 if __name__ == "__main__":
