@@ -295,11 +295,8 @@ class Tick(keras.callbacks.Callback):
 
     def __init__(self, clock, seconds_of_test=0):
         super().__init__()
-        self.clock, self.seconds_of_test, self.rates = (
-            clock,
-            seconds_of_test,
-            [],
-        )
+        self.clock, self.seconds_of_test = clock, seconds_of_test
+        self.rates = []
 
     def on_train_batch_end(self, batch, logs=None):
         self.rates.append(float(self.model.optimizer.learning_rate))

@@ -207,36 +207,28 @@ def test_force_replaces_a_model(train):
 
 
 @trains
-def test_ctrl_c_saves_what_was_learned(train, monkeypatch):
+@pytest.mark.parametrize(
+    "number, exit_code, what",
+    [
+        pytest.param(signal.SIGINT, 130, "interrupted", id="ctrl-c"),
+        pytest.param(signal.SIGTERM, 143, "terminated", id="sigterm"),
+    ],
+)
+def test_a_signal_saves_what_was_learned(
+    train, monkeypatch, number, exit_code, what
+):
     from keras_chargen import callbacks
 
-    class Pressing(callbacks.ProgressBar):
+    class Signalling(callbacks.ProgressBar):
         def on_train_batch_end(self, batch, logs=None):
             super().on_train_batch_end(batch, logs)
             if batch == 2:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
 
-    monkeypatch.setattr(callbacks, "ProgressBar", Pressing)
+    monkeypatch.setattr(callbacks, "ProgressBar", Signalling)
     code, out, err, target = train("--epochs", 50)
-    assert (code, out) == (130, "")
-    assert f"interrupted; what was learned is saved as {target}" in err
-    assert load_model(target).units == 4
-
-
-@trains
-def test_sigterm_saves_and_ends_with_143(train, monkeypatch):
-    from keras_chargen import callbacks
-
-    class Ending(callbacks.ProgressBar):
-        def on_train_batch_end(self, batch, logs=None):
-            super().on_train_batch_end(batch, logs)
-            if batch == 2:
-                signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(callbacks, "ProgressBar", Ending)
-    code, out, err, target = train("--epochs", 50)
-    assert (code, out) == (143, "")
-    assert f"terminated; what was learned is saved as {target}" in err
+    assert (code, out) == (exit_code, "")
+    assert f"{what}; what was learned is saved as {target}" in err
     assert load_model(target).units == 4
 
 
