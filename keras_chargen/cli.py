@@ -202,7 +202,7 @@ def train(
     if patience is not None and not held_out:
         raise ValueError("--patience needs texts held out: --held-out above 0")
     if csv_log is not None:
-        # A place that cannot be written shall not cost an epoch.
+        # A place that cannot be written is told before the corpus is read.
         open(csv_log, "a", encoding="utf-8").close()
     keras = _import_keras()
     from keras_chargen import callbacks, pipeline, saving, scoring
@@ -276,7 +276,7 @@ def train(
     stop = callbacks.StopOnSignal()
     watching = [callbacks.StopOnNonFinite(), bar, stop]
     if budget is not None:
-        watching.insert(0, budget)
+        watching.append(budget)
     if has_validation and (patience or seconds is not None):
         watching.append(
             keras.callbacks.EarlyStopping(
@@ -1020,9 +1020,9 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 def _seconds(text):
     """Returns the seconds of a duration such as 90s, 20m, 1.5h."""
-    number, unit = text.rstrip("smh"), text[len(text.rstrip("smh")) :]
+    number = text.rstrip("smh")
     try:
-        seconds = float(number) * _UNITS[unit]
+        seconds = float(number) * _UNITS[text.removeprefix(number)]
     except (KeyError, ValueError):
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0):
