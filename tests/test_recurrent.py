@@ -248,3 +248,68 @@ def test_a_step_gives_what_a_cell_of_keras_gives(name, dtype, atol):
                 ops.convert_to_numpy(ops.cast(b, "float32")),
                 atol=atol,
             )
+
+
+def with_dropped_weights(name, one_hot=False, dtype=None):
+    layer = CELLS[name](
+        6,
+        one_hot_size=5 if one_hot else None,
+        weight_dropout=0.5,
+        seed=1,
+        dtype=dtype,
+    )
+    layer.build((None, None) if one_hot else (None, None, 5))
+    return layer
+
+
+@CELL
+@INPUT
+def test_a_share_of_the_recurrent_kernel_is_dropped_in_training(name, one_hot):
+    layer = with_dropped_weights(name, one_hot)
+    plain, _ = pair(name, one_hot=one_hot)
+    x, _ = inputs(one_hot=one_hot)
+    plain.set_weights(layer.get_weights()[: len(plain.get_weights())])
+    assert_close(layer(x), plain(x))
+    kernel = ops.convert_to_numpy(layer.cell.recurrent_kernel)
+    # What a mask drops is drawn by the cell's seed: the same again.
+    layer.cell.seed_generator.state.assign(
+        ops.zeros_like(layer.cell.seed_generator.state)
+    )
+    outputs = layer(x, training=True)
+    layer.cell.seed_generator.state.assign(
+        ops.zeros_like(layer.cell.seed_generator.state)
+    )
+    dropped = keras.random.dropout(
+        ops.convert_to_tensor(kernel), 0.5, seed=layer.cell.seed_generator
+    )
+    share = (ops.convert_to_numpy(dropped) == 0).mean()
+    assert 0.3 < share < 0.7
+    plain.cell.recurrent_kernel.assign(dropped)
+    assert_close(outputs, plain(x))
+    # The weight itself is whole.
+    after = ops.convert_to_numpy(layer.cell.recurrent_kernel)
+    np.testing.assert_array_equal(after, kernel)
+
+
+@pytest.mark.trains
+@CELL
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_what_was_dropped_has_no_gradient(name, dtype):
+    layer = with_dropped_weights(name, dtype=dtype)
+    x, _ = inputs()
+    before = layer.get_weights()
+    after = trained(layer, x, 3)
+    moved = np.abs(before[1] - after[1]) > 0
+    assert 0.2 < moved.mean() < 0.8
+    assert layer.cell.recurrent_kernel in layer.trainable_variables
+
+
+@TORCH
+@CELL
+def test_torch_reads_bfloat16_by_its_own_kernels(name, monkeypatch):
+    ours, theirs = pair(name, dtype="mixed_bfloat16")
+    x, y = inputs()
+    expected = theirs(y)
+    if name != "simple":
+        monkeypatch.setattr(KERAS_LAYERS[name], "inner_loop", None)
+    assert_close(ours(x), expected, atol=0.05)
