@@ -1,6 +1,7 @@
 """The recurrent language model."""
 
 import functools
+from typing import Any
 
 import keras
 from keras import ops
@@ -95,7 +96,8 @@ class CharRNN(keras.Model):
             )
         dtype = kwargs.pop("dtype", None)
 
-        embed = blank = None
+        embed: Any = None
+        blank = None
         if embedding_dim is not None:
             embedding = (
                 keras.layers.ReversibleEmbedding

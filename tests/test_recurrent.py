@@ -214,14 +214,18 @@ def test_torch_runs_its_own_loop_on_a_cpu(name, monkeypatch):
 
 
 @CELL
-def test_half_precision_is_left_to_keras(name):
+def test_half_precision_gives_what_keras_gives(name):
     ours, theirs = pair(name, "mixed_bfloat16")
     x, _ = inputs()
+    # Torch's own kernels round elsewhere.
+    atol = 0.02 if BACKEND == "torch" else 0
     for a, b in zip(ours(x), theirs(x), strict=True):
         assert keras.backend.standardize_dtype(a.dtype) == "bfloat16"
-        np.testing.assert_array_equal(
+        np.testing.assert_allclose(
             ops.convert_to_numpy(ops.cast(a, "float32")),
             ops.convert_to_numpy(ops.cast(b, "float32")),
+            rtol=0,
+            atol=atol,
         )
 
 
@@ -262,6 +266,11 @@ def with_dropped_weights(name, one_hot=False, dtype=None):
     return layer
 
 
+def begin_seeds_anew(layer):
+    state = layer.cell.seed_generator.state
+    state.assign(np.array([1, 0], keras.backend.standardize_dtype(state.dtype)))
+
+
 @CELL
 @INPUT
 def test_a_share_of_the_recurrent_kernel_is_dropped_in_training(name, one_hot):
@@ -272,13 +281,9 @@ def test_a_share_of_the_recurrent_kernel_is_dropped_in_training(name, one_hot):
     assert_close(layer(x), plain(x))
     kernel = ops.convert_to_numpy(layer.cell.recurrent_kernel)
     # What a mask drops is drawn by the cell's seed: the same again.
-    layer.cell.seed_generator.state.assign(
-        ops.zeros_like(layer.cell.seed_generator.state)
-    )
+    begin_seeds_anew(layer)
     outputs = layer(x, training=True)
-    layer.cell.seed_generator.state.assign(
-        ops.zeros_like(layer.cell.seed_generator.state)
-    )
+    begin_seeds_anew(layer)
     dropped = keras.random.dropout(
         ops.convert_to_tensor(kernel), 0.5, seed=layer.cell.seed_generator
     )
@@ -301,7 +306,10 @@ def test_what_was_dropped_has_no_gradient(name, dtype):
     after = trained(layer, x, 3)
     moved = np.abs(before[1] - after[1]) > 0
     assert 0.2 < moved.mean() < 0.8
-    assert layer.cell.recurrent_kernel in layer.trainable_variables
+    assert any(
+        layer.cell.recurrent_kernel is variable
+        for variable in layer.trainable_variables
+    )
 
 
 @TORCH
