@@ -14,6 +14,18 @@ from keras_chargen.recurrent import CELLS
 from keras_chargen.tokenizer import PADDING_ID, CharTokenizer
 
 
+def _public(config):
+    if isinstance(config, list):
+        return [_public(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    config = {name: _public(value) for name, value in config.items()}
+    module = config.get("module")
+    if isinstance(module, str) and module.startswith("keras.src.backend."):
+        config |= {"module": "keras.optimizers", "registered_name": None}
+    return config
+
+
 @keras.saving.register_keras_serializable(package="keras_chargen")
 class CharRNN(keras.Model):
     """Character-level recurrent language model (Graves, 2013).
@@ -240,6 +252,11 @@ class CharRNN(keras.Model):
             jit_compile=jit_compile,
             **kwargs,
         )
+
+    def get_compile_config(self):
+        # Torch's own optimizers are in a room that other backends lack; they
+        # have the public names of Keras's.
+        return _public(super().get_compile_config())
 
     def compile_from_config(self, config):
         """Compiles as the model was when it was saved."""

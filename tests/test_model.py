@@ -452,6 +452,16 @@ def test_a_loaded_model_trains_on_as_the_saved_one(tmp_path):
 
 
 @pytest.mark.trains
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+def test_a_file_names_no_part_of_one_backend(dtype):
+    model = make(dtype=dtype)
+    model.compile()
+    model.optimizer.build(model.trainable_variables)
+    text = json.dumps(model.get_compile_config())
+    assert "Adam" in text and "keras.src" not in text
+
+
+@pytest.mark.trains
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 def test_a_model_learns_in_mixed_precision(half):
     model = make(dtype=f"mixed_{half}")
