@@ -14,18 +14,6 @@ from keras_chargen.recurrent import CELLS
 from keras_chargen.tokenizer import PADDING_ID, CharTokenizer
 
 
-def _public(config):
-    if isinstance(config, list):
-        return [_public(value) for value in config]
-    if not isinstance(config, dict):
-        return config
-    config = {name: _public(value) for name, value in config.items()}
-    module = config.get("module")
-    if isinstance(module, str) and module.startswith("keras.src.backend."):
-        config |= {"module": "keras.optimizers", "registered_name": None}
-    return config
-
-
 @keras.saving.register_keras_serializable(package="keras_chargen")
 class CharRNN(keras.Model):
     """Character-level recurrent language model (Graves, 2013).
@@ -371,3 +359,16 @@ class _Blank(keras.layers.Layer):
 
     def compute_output_spec(self, ids, training=False):
         return keras.KerasTensor(ids.shape, ids.dtype)
+
+
+def _public(config):
+    """Names optimizers as Keras does, whichever backend made them."""
+    if isinstance(config, list):
+        return [_public(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    config = {name: _public(value) for name, value in config.items()}
+    module = config.get("module")
+    if isinstance(module, str) and module.startswith("keras.src.backend."):
+        config |= {"module": "keras.optimizers", "registered_name": None}
+    return config

@@ -337,12 +337,13 @@ def streams(
             inputs = tf.concat([first, found[:, 1:-1]], 1)
             return inputs, found[:, 1:], ones
 
-        return tf.data.Dataset.range(steps).map(batch, _PARALLEL)
+        return tf.data.Dataset.range(steps).map(
+            batch, _PARALLEL, deterministic=True
+        )
 
-    # Other numbers in every epoch.
-    seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
     return (
-        seeds.take(1)
+        _draws(seed)
+        .take(1)
         .flat_map(epoch)
         .with_options(_OPTIONS)
         .apply(tf.data.experimental.assert_cardinality(steps))
@@ -499,16 +500,26 @@ def _cut_rows(starts, lengths, longest):
     return tf.repeat(starts, pieces) + offsets, tf.minimum(lengths, longest)
 
 
+def _draws(seed):
+    """Makes a dataset of integers drawn by chance, others in every epoch."""
+    return tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
+
+
 def _begin_later(stream, length, seed):
     """Leaves out fewer than `length` of the first ids, others in each epoch."""
-    draw = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
 
     def advance(left, ids):
         count = tf.minimum(left, tf.size(ids))
         return left - count, ids[count:]
 
-    return draw.take(1).flat_map(
-        lambda number: stream.scan(tf.cast(number % length, tf.int32), advance)
+    return (
+        _draws(seed)
+        .take(1)
+        .flat_map(
+            lambda number: stream.scan(
+                tf.cast(number % length, tf.int32), advance
+            )
+        )
     )
 
 
@@ -551,9 +562,7 @@ def _batches(blocks, buckets, batch_size, count, training, seed):
         As `lines`.
     """
     if training:
-        # Other numbers in every epoch.
-        seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
-        blocks = tf.data.Dataset.zip(blocks, seeds).map(
+        blocks = tf.data.Dataset.zip(blocks, _draws(seed)).map(
             _shuffle, _PARALLEL, deterministic=True
         )
     none = tf.zeros(0, tf.int32)
