@@ -21,13 +21,19 @@ class CharRNN(keras.Model):
 
     Args:
         tokenizer: Adapted `CharTokenizer`; saved with the model.
-        cell: `"lstm"`, `"gru"` or `"simple"`.
+        cell: `"lstm"`, `"gru"` or `"simple"`; or `"mingru"` or `"minlstm"`,
+            which train faster, as their gates see the input alone (Feng et
+            al., 2024), and want several layers for the same reason.
         units: Positive integer, width of each recurrent layer.
         num_layers: Positive integer, recurrent layers in a stack.
         embedding_dim: Positive integer, width of a trained embedding; None is
             one-hot input.
         dropout: Number in [0, 1), share of values dropped after each
             recurrent layer in training (Zaremba et al., 2014).
+        residual: Whether what a layer gives is added to what it reads, which
+            it reads normalized (He et al., 2016; Zhang & Sennrich, 2019): for
+            depth. The first layer gives alone; the sum is normalized once
+            more before the logits.
         start: Whether `<eos>`, the boundary between texts, is the first
             input of a text. With False the first character is only an input:
             it is neither scored nor can it be written.
@@ -56,6 +62,7 @@ class CharRNN(keras.Model):
         embedding_dim=None,
         dropout=0.0,
         start=True,
+        residual=False,
         **kwargs,
     ):
         if not isinstance(tokenizer, CharTokenizer):
@@ -93,6 +100,11 @@ class CharRNN(keras.Model):
             keras.layers.Dropout(dropout, dtype=dtype, name=f"dropout_{i + 1}")
             for i in range(num_layers if dropout else 0)
         ]
+        # One before each layer but the first, and one before the logits.
+        norms = [
+            keras.layers.RMSNormalization(dtype=dtype, name=f"norm_{i + 1}")
+            for i in range(num_layers if residual else 0)
+        ]
         project = keras.layers.Dense(size, dtype=dtype, name="logits")
         # float32 whatever the policy: a softmax in half precision loses bits.
         widen = keras.layers.Activation(
@@ -101,9 +113,12 @@ class CharRNN(keras.Model):
 
         ids = keras.Input((None,), dtype="int32", name="ids")  # (B, T)
         x = embed(ids) if embed else ids  # (B, T) or (B, T, embedding_dim)
-        for i, layer in enumerate(recurrent):
-            x = layer(x)[0]  # (B, T, units)
-            x = drops[i](x) if drops else x
+
+        def read(i, x):
+            x = recurrent[i](x)[0]  # (B, T, units)
+            return drops[i](x) if drops else x
+
+        x = _stack(x, num_layers, norms, read)
         logits = project(x)  # (B, T, V)
         if logits.dtype != "float32":
             logits = widen(logits)
@@ -118,8 +133,10 @@ class CharRNN(keras.Model):
         self.embedding_dim = embedding_dim
         self.dropout = dropout
         self.start = bool(start)
+        self.residual = bool(residual)
         self._embed = embed
         self._recurrent = recurrent
+        self._norms = norms
         self._project = project
 
     def compile(
@@ -173,16 +190,12 @@ class CharRNN(keras.Model):
 
         Returns:
             A tuple, for each recurrent layer a tuple of zeros `(B, units)`:
-            two for an LSTM (output and cell state), one for the others.
+            two for an LSTM (output and cell state), one for the others; in
+            the dtype of the layer, of the minimal ones in float32.
         """
-        # The layers' compute dtype: theirs is what a step gives back.
-        dtype = self._recurrent[0].compute_dtype
-        count = 2 if self.cell == "lstm" else 1
         return tuple(
-            tuple(
-                ops.zeros((batch_size, self.units), dtype) for _ in range(count)
-            )
-            for _ in self._recurrent
+            tuple(layer.get_initial_state(batch_size))
+            for layer in self._recurrent
         )
 
     def step(self, ids, state):
@@ -195,11 +208,15 @@ class CharRNN(keras.Model):
         Returns:
             Logits float32 `(B, V)` of the next character, and the new state.
         """
-        x = self._embed(ids) if self._embed else ids
         following = []
-        for layer, states in zip(self._recurrent, state, strict=True):
-            x, states = layer.step(x, states)
+
+        def read(i, x):
+            x, states = self._recurrent[i].step(x, state[i])
             following.append(tuple(states))
+            return x
+
+        x = self._embed(ids) if self._embed else ids
+        x = _stack(x, self.num_layers, self._norms, read)
         return ops.cast(self._project(x), "float32"), tuple(following)
 
     def call_with_state(self, ids, state):
@@ -213,11 +230,17 @@ class CharRNN(keras.Model):
             Logits float32 `(B, T, V)`, and the state after the last column,
             padding included.
         """
-        x = self._embed(ids) if self._embed else ids
         following = []
-        for layer, states in zip(self._recurrent, state, strict=True):
-            x, *states = layer(x, initial_state=list(states), training=False)
+
+        def read(i, x):
+            x, *states = self._recurrent[i](
+                x, initial_state=list(state[i]), training=False
+            )
             following.append(tuple(states))
+            return x
+
+        x = self._embed(ids) if self._embed else ids
+        x = _stack(x, self.num_layers, self._norms, read)
         return ops.cast(self._project(x), "float32"), tuple(following)
 
     def generate(self, prompts, max_new_tokens=100, **kwargs):
@@ -246,6 +269,7 @@ class CharRNN(keras.Model):
             "embedding_dim": self.embedding_dim,
             "dropout": self.dropout,
             "start": self.start,
+            "residual": self.residual,
         }
 
     @classmethod
@@ -254,3 +278,14 @@ class CharRNN(keras.Model):
         for name in ("tokenizer", "dtype"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
+
+
+def _stack(x, num_layers, norms, read):
+    """Passes x through the layers: `read(i, x)` is what layer i gives.
+
+    With `norms` the layers after the first are residual blocks.
+    """
+    x = read(0, x)
+    for i in range(1, num_layers):
+        x = x + read(i, norms[i - 1](x)) if norms else read(i, x)
+    return norms[-1](x) if norms else x

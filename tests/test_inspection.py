@@ -488,6 +488,7 @@ VALUES = [
         "bfloat16",
         "mixed_float16",
         "gru",
+        "minlstm",
     ),
     *("error", "unk", "keras_chargen>CharTokenizer", "adam", "mse"),
     *([], {}, [[]], [None], {"a": 1}, [1] * 99, [*"abcde"], LAMBDA),
