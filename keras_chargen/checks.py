@@ -29,6 +29,13 @@ def check_number(name, value, low=-math.inf, high=math.inf):
     return number
 
 
+def check_share(name, value):
+    """Returns `value` as a float from 0 on and below 1."""
+    if value == 1:
+        raise ValueError(f"`{name}` must be below 1. Received: {value!r}")
+    return check_number(name, value, 0, 1)
+
+
 def check_positive(name, value, high=math.inf):
     """Returns `value` as a finite float above 0 and at most `high`."""
     if _as_float(value) == 0:

@@ -1,13 +1,17 @@
 """The recurrent language model."""
 
+import functools
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_chargen import generation, scoring
-from keras_chargen.checks import check_choice, check_integer, check_number
+from keras_chargen.carrying import CarriedState
+from keras_chargen.checks import check_choice, check_integer, check_share
 from keras_chargen.compilation import trains_with_xla
 from keras_chargen.recurrent import CELLS
-from keras_chargen.tokenizer import CharTokenizer
+from keras_chargen.tokenizer import PADDING_ID, CharTokenizer
 
 
 @keras.saving.register_keras_serializable(package="keras_chargen")
@@ -22,14 +26,23 @@ class CharRNN(keras.Model):
     Args:
         tokenizer: Adapted `CharTokenizer`; saved with the model.
         cell: `"lstm"`, `"gru"` or `"simple"`; or `"mingru"` or `"minlstm"`,
-            which train faster, as their gates see the input alone (Feng et
-            al., 2024), and want several layers for the same reason.
+            whose gates see the input alone (Feng et al., 2024): a layer costs
+            less and does less.
         units: Positive integer, width of each recurrent layer.
         num_layers: Positive integer, recurrent layers in a stack.
         embedding_dim: Positive integer, width of a trained embedding; None is
             one-hot input.
+        tie_embeddings: Whether the embedding, transposed, gives the logits
+            too (Press & Wolf, 2017); `embedding_dim` must equal `units`.
         dropout: Number in [0, 1), share of values dropped after each
             recurrent layer in training (Zaremba et al., 2014).
+        variational_dropout: Whether a batch drops the same units of a row at
+            all its steps (Gal & Ghahramani, 2016).
+        input_dropout: Number in [0, 1), share of the characters read in
+            training that are blanked: read as padding, their targets stay
+            (Xie et al., 2017, "Data Noising as Smoothing").
+        weight_dropout: Number in [0, 1), share of each recurrent kernel that
+            a batch of training does without (Merity et al., 2018).
         residual: Whether what a layer gives is added to what it reads, which
             it reads normalized (He et al., 2016; Zhang & Sennrich, 2019): for
             depth. The first layer gives alone; the sum is normalized once
@@ -60,7 +73,11 @@ class CharRNN(keras.Model):
         units=128,
         num_layers=1,
         embedding_dim=None,
+        tie_embeddings=False,
         dropout=0.0,
+        variational_dropout=False,
+        input_dropout=0.0,
+        weight_dropout=0.0,
         start=True,
         residual=False,
         **kwargs,
@@ -76,16 +93,37 @@ class CharRNN(keras.Model):
         num_layers = check_integer("num_layers", num_layers, 1)
         if embedding_dim is not None:
             embedding_dim = check_integer("embedding_dim", embedding_dim, 1)
-        dropout = check_number("dropout", dropout, 0, 1)
-        if dropout == 1:
-            raise ValueError("`dropout` must be below 1. Received: 1")
+        dropout = check_share("dropout", dropout)
+        input_dropout = check_share("input_dropout", input_dropout)
+        weight_dropout = check_share("weight_dropout", weight_dropout)
+        if tie_embeddings and embedding_dim != units:
+            raise ValueError(
+                "`tie_embeddings` wants `embedding_dim` equal to `units`, "
+                f"{units}. Received: {embedding_dim}"
+            )
+        on_weights = (
+            {"weight_dropout": weight_dropout} if weight_dropout else {}
+        )
+        if on_weights and not issubclass(CELLS[cell], keras.layers.RNN):
+            raise ValueError(
+                "`weight_dropout` must be 0 for a cell without a recurrent "
+                f"kernel, {cell!r}. Received: {weight_dropout}"
+            )
         dtype = kwargs.pop("dtype", None)
 
-        embed = None
+        embed: Any = None
+        blank = None
         if embedding_dim is not None:
-            embed = keras.layers.Embedding(
+            embedding = (
+                keras.layers.ReversibleEmbedding
+                if tie_embeddings
+                else keras.layers.Embedding
+            )
+            embed = embedding(
                 size, embedding_dim, dtype=dtype, name="embedding"
             )
+        if input_dropout:
+            blank = _Blank(input_dropout, name="blank")
         recurrent = [
             CELLS[cell](
                 units,
@@ -93,11 +131,17 @@ class CharRNN(keras.Model):
                 one_hot_size=None if embed or i else size,
                 dtype=dtype,
                 name=f"{cell}_{i + 1}",
+                **on_weights,
             )
             for i in range(num_layers)
         ]
+        drop = (
+            keras.layers.SpatialDropout1D
+            if variational_dropout
+            else keras.layers.Dropout
+        )
         drops = [
-            keras.layers.Dropout(dropout, dtype=dtype, name=f"dropout_{i + 1}")
+            drop(dropout, dtype=dtype, name=f"dropout_{i + 1}")
             for i in range(num_layers if dropout else 0)
         ]
         # One before each layer but the first, and one before the logits.
@@ -105,24 +149,37 @@ class CharRNN(keras.Model):
             keras.layers.RMSNormalization(dtype=dtype, name=f"norm_{i + 1}")
             for i in range(num_layers if residual else 0)
         ]
-        project = keras.layers.Dense(size, dtype=dtype, name="logits")
+        if tie_embeddings:
+            project = functools.partial(embed, reverse=True)
+        else:
+            project = keras.layers.Dense(size, dtype=dtype, name="logits")
         # float32 whatever the policy: a softmax in half precision loses bits.
         widen = keras.layers.Activation(
             "linear", dtype="float32", name="float32"
         )
 
+        def read(ids, state=None, training=None):
+            x = blank(ids, training=training) if blank else ids
+            x = embed(x) if embed else x  # (B, T) or (B, T, embedding_dim)
+            following = []
+
+            def read_layer(i, x):
+                x, *states = recurrent[i](
+                    x,
+                    initial_state=state and list(state[i]),
+                    training=training,
+                )
+                following.append(tuple(states))
+                return drops[i](x, training=training) if drops else x
+
+            x = _stack(x, num_layers, norms, read_layer)
+            logits = project(x)  # (B, T, V)
+            if logits.dtype != "float32":
+                logits = widen(logits)
+            return logits, tuple(following)
+
         ids = keras.Input((None,), dtype="int32", name="ids")  # (B, T)
-        x = embed(ids) if embed else ids  # (B, T) or (B, T, embedding_dim)
-
-        def read(i, x):
-            x = recurrent[i](x)[0]  # (B, T, units)
-            return drops[i](x) if drops else x
-
-        x = _stack(x, num_layers, norms, read)
-        logits = project(x)  # (B, T, V)
-        if logits.dtype != "float32":
-            logits = widen(logits)
-        super().__init__(inputs=ids, outputs=logits, **kwargs)
+        super().__init__(inputs=ids, outputs=read(ids)[0], **kwargs)
         # Keras scales the loss where this says float16.
         self.dtype_policy = recurrent[0].dtype_policy
 
@@ -131,13 +188,47 @@ class CharRNN(keras.Model):
         self.units = units
         self.num_layers = num_layers
         self.embedding_dim = embedding_dim
+        self.tie_embeddings = bool(tie_embeddings)
         self.dropout = dropout
+        self.variational_dropout = bool(variational_dropout)
+        self.input_dropout = input_dropout
+        self.weight_dropout = weight_dropout
         self.start = bool(start)
         self.residual = bool(residual)
         self._embed = embed
         self._recurrent = recurrent
         self._norms = norms
         self._project = project
+        self._read = read
+        self._carried = CarriedState(name="carried")
+
+    def carry_state(self, batch_size):
+        """Makes training go on from where each row of the last batch stopped.
+
+        This is truncated backpropagation through time (Williams & Peng,
+        1990) over as many streams as a batch has rows; `pipeline.streams`
+        makes such batches. A row whose first id is `~id`, below 0, begins
+        with zeros. What is not training begins with zeros always.
+
+        Args:
+            batch_size: Positive integer, rows of every batch to come; None
+                ends it.
+        """
+        if batch_size is not None:
+            batch_size = check_integer("batch_size", batch_size, 1)
+        state = () if batch_size is None else self.initial_state(batch_size)
+        self._carried.resize(batch_size, state)
+        # A compiled step of training has the old one in it.
+        self.train_function = None
+
+    def call(self, inputs, training=None, mask=None):
+        # The mark of a start is no character.
+        ids = ops.maximum(inputs, -1 - inputs)
+        if not training or self._carried.batch_size is None:
+            return super().call(ids, training=training, mask=mask)
+        logits, state = self._read(ids, self._carried.read(inputs), training)
+        self._carried.write(state)
+        return logits
 
     def compile(
         self,
@@ -230,18 +321,7 @@ class CharRNN(keras.Model):
             Logits float32 `(B, T, V)`, and the state after the last column,
             padding included.
         """
-        following = []
-
-        def read(i, x):
-            x, *states = self._recurrent[i](
-                x, initial_state=list(state[i]), training=False
-            )
-            following.append(tuple(states))
-            return x
-
-        x = self._embed(ids) if self._embed else ids
-        x = _stack(x, self.num_layers, self._norms, read)
-        return ops.cast(self._project(x), "float32"), tuple(following)
+        return self._read(ids, state, training=False)
 
     def generate(self, prompts, max_new_tokens=100, **kwargs):
         """Writes on from prompts: see `keras_chargen.generation.generate`."""
@@ -267,7 +347,11 @@ class CharRNN(keras.Model):
             "units": self.units,
             "num_layers": self.num_layers,
             "embedding_dim": self.embedding_dim,
+            "tie_embeddings": self.tie_embeddings,
             "dropout": self.dropout,
+            "variational_dropout": self.variational_dropout,
+            "input_dropout": self.input_dropout,
+            "weight_dropout": self.weight_dropout,
             "start": self.start,
             "residual": self.residual,
         }
@@ -289,3 +373,21 @@ def _stack(x, num_layers, norms, read):
     for i in range(1, num_layers):
         x = x + read(i, norms[i - 1](x)) if norms else read(i, x)
     return norms[-1](x) if norms else x
+
+
+class _Blank(keras.layers.Layer):
+    """Reads a share of the ids as padding while a model trains."""
+
+    def __init__(self, rate, **kwargs):
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.seed_generator = keras.random.SeedGenerator()
+
+    def call(self, ids, training=False):
+        if not training:
+            return ids
+        drawn = keras.random.uniform(ops.shape(ids), seed=self.seed_generator)
+        return ops.where(drawn < self.rate, PADDING_ID, ids)
+
+    def compute_output_spec(self, ids, training=False):
+        return keras.KerasTensor(ids.shape, ids.dtype)

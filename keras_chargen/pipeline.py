@@ -16,7 +16,7 @@ import weakref
 import numpy as np
 import tensorflow as tf
 
-from keras_chargen.checks import check_integer, check_number
+from keras_chargen.checks import check_integer, check_share
 from keras_chargen.compilation import cores
 from keras_chargen.corpora import hide_gpus_from_tensorflow
 from keras_chargen.graph_text import SEPARATOR, stream_ids
@@ -110,9 +110,7 @@ def split(dataset, fraction):
     Returns:
         Two datasets of scalar strings: training, held out.
     """
-    fraction = check_number("fraction", fraction, 0, 1)
-    if fraction == 1:
-        raise ValueError("`fraction` must be below 1. Received: 1")
+    fraction = check_share("fraction", fraction)
     bound = round(fraction * _HASH_BUCKETS)
     blocks = _BLOCKS[text_dataset(dataset)]
 
@@ -212,6 +210,7 @@ def windows(
     sequence_length=256,
     joined=False,
     start=True,
+    random_offset=False,
     training=True,
     seed=0,
 ):
@@ -227,6 +226,10 @@ def windows(
         sequence_length: Positive integer T.
         joined: True: the texts are pieces of one, nothing goes between.
         start: Whether the stream opens with `<eos>`.
+        random_offset: True: in each epoch the first window begins elsewhere
+            within the first `sequence_length` characters, so that the model
+            sees each character after other numbers of characters. For
+            training alone.
         training: As for `lines`.
         seed: As for `lines`.
 
@@ -240,13 +243,19 @@ def windows(
     batch_size = check_integer("batch_size", batch_size, 1)
     length = check_integer("sequence_length", sequence_length, 1)
     seed = check_integer("seed", seed, 0)
+    if random_offset and not training:
+        raise ValueError(
+            "`random_offset` must be False where `training` is: what is scored "
+            "is read whole"
+        )
     dataset = text_dataset(texts)
     parts = _encoded(dataset, tokenizer, separated=not joined)
     sizes = parts.map(lambda ids, _: tf.size(ids))
     sizes = np.array(list(sizes.as_numpy_iterator()), "int64")
     parts = _kept(parts, sizes)
     targets = int(sizes.sum()) + joined + start - 1
-    count = -(-targets // length)
+    # What an offset leaves out may be a window.
+    count = -(-targets // length) - bool(random_offset)
     _check_count(batch_size, count, f"windows of {length} characters", training)
     if training:
         parts = _joined(parts, sizes, count)
@@ -254,8 +263,90 @@ def windows(
     mark = tf.data.Dataset.from_tensors([tf.constant(tokenizer.eos_id)])
     stream = mark.concatenate(stream) if start else stream
     stream = stream.concatenate(mark) if joined else stream
+    if random_offset:
+        stream = _begin_later(stream, length, seed)
     return _batches(
         _cut_stream(stream, length), [length], batch_size, count, training, seed
+    )
+
+
+def streams(
+    texts,
+    tokenizer,
+    batch_size=32,
+    *,
+    sequence_length=128,
+    joined=False,
+    reset=0.02,
+    seed=0,
+):
+    """Makes batches each row of which goes on where it stopped in the last.
+
+    For `CharRNN.carry_state(batch_size)`. The texts, each closed by `<eos>`,
+    are one ring; in every epoch it is cut at another place into `batch_size`
+    streams of equal length, and what is left at their ends, fewer than
+    `sequence_length` characters each, is not read in that epoch. All ids stay
+    in memory, one byte each where there are at most 256 of them.
+
+    Args:
+        texts: As for `text_dataset`.
+        tokenizer: Adapted `CharTokenizer`.
+        batch_size: Positive integer B, streams side by side.
+        sequence_length: Positive integer T, through which the gradient goes.
+        joined: True: the texts are pieces of one, nothing goes between.
+        reset: Number in [0, 1), share of the rows that begin with a state of
+            zeros all the same, so that the model learns to begin anywhere.
+        seed: As for `lines`.
+
+    Returns:
+        As `lines`, all batches `(batch_size, sequence_length)` and all weights
+        1. The first id of a row that begins with zeros is `~id`, below 0.
+
+    Raises:
+        ValueError: An argument is out of range, or a stream has no
+            `sequence_length` characters.
+    """
+    batch_size = check_integer("batch_size", batch_size, 1)
+    length = check_integer("sequence_length", sequence_length, 1)
+    reset = check_share("reset", reset)
+    seed = check_integer("seed", seed, 0)
+    parts = _encoded(text_dataset(texts), tokenizer, separated=not joined)
+    ids = tf.constant(_one_array(parts, tokenizer, joined))
+    count = int(ids.shape[0])
+    stride = count // batch_size
+    if stride < length:
+        _refuse("sequence_length", length, "characters of a stream", stride)
+    steps = stride // length
+    places = tf.range(batch_size, dtype=tf.int64)[:, None] * stride
+    places += tf.range(length + 1, dtype=tf.int64)
+    ones = tf.ones((batch_size, length))
+
+    def epoch(seed):
+        begin = tf.random.stateless_uniform(
+            [], tf.stack([seed, 0]), maxval=count, dtype=tf.int64
+        )
+
+        def batch(step):
+            found = tf.gather(ids, (begin + step * length + places) % count)
+            found = tf.cast(found, tf.int32)
+            drawn = tf.random.stateless_uniform(
+                [batch_size, 1], tf.stack([seed, step + 1])
+            )
+            starts = tf.logical_or(step == 0, drawn < reset)
+            first = tf.where(starts, ~found[:, :1], found[:, :1])
+            inputs = tf.concat([first, found[:, 1:-1]], 1)
+            return inputs, found[:, 1:], ones
+
+        return tf.data.Dataset.range(steps).map(batch, _PARALLEL)
+
+    # Other numbers in every epoch.
+    seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
+    return (
+        seeds.take(1)
+        .flat_map(epoch)
+        .with_options(_OPTIONS)
+        .apply(tf.data.experimental.assert_cardinality(steps))
+        .prefetch(_PREFETCH)
     )
 
 
@@ -347,6 +438,17 @@ def _encoded(dataset, tokenizer, separated=True):
     return _BLOCKS[dataset].map(encode, _PARALLEL, deterministic=True)
 
 
+def _one_array(parts, tokenizer, joined):
+    """Returns all ids as a NumPy array `(N,)` of few bytes."""
+    size = tokenizer.vocabulary_size()
+    dtype = next(
+        t for t in ("uint8", "uint16", "int32") if size - 1 <= np.iinfo(t).max
+    )
+    arrays = [ids.astype(dtype) for ids, _ in parts.as_numpy_iterator()]
+    arrays += [np.full(1, tokenizer.eos_id, dtype)] if joined else []
+    return np.concatenate(arrays)
+
+
 def _kept(parts, sizes):
     """Keeps ids in memory from the first epoch on, where they are few."""
     return parts.cache() if sizes.sum() <= KEPT_IDS else parts
@@ -354,10 +456,14 @@ def _kept(parts, sizes):
 
 def _check_count(batch_size, count, rows, training):
     if count < (batch_size if training else 1):
-        raise ValueError(
-            f"`batch_size` must be at most the number of {rows}, {count}. "
-            f"Received: {batch_size}"
-        )
+        _refuse("batch_size", batch_size, rows, count)
+
+
+def _refuse(name, value, what, count):
+    raise ValueError(
+        f"`{name}` must be at most the number of {what}, {count}. "
+        f"Received: {value}"
+    )
 
 
 def _joined(parts, sizes, rows):
@@ -393,6 +499,19 @@ def _cut_rows(starts, lengths, longest):
     return tf.repeat(starts, pieces) + offsets, tf.minimum(lengths, longest)
 
 
+def _begin_later(stream, length, seed):
+    """Leaves out fewer than `length` of the first ids, others in each epoch."""
+    draw = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
+
+    def advance(left, ids):
+        count = tf.minimum(left, tf.size(ids))
+        return left - count, ids[count:]
+
+    return draw.take(1).flat_map(
+        lambda number: stream.scan(tf.cast(number % length, tf.int32), advance)
+    )
+
+
 def _cut_stream(stream, length):
     """Maps parts of a stream of ids to blocks of rows, as `_batches` has them.
 
@@ -406,7 +525,7 @@ def _cut_stream(stream, length):
     def advance(left, element):
         ids, last = element
         ids = tf.concat([left, ids], 0)
-        targets = tf.size(ids) - 1
+        targets = tf.maximum(tf.size(ids) - 1, 0)
         count = tf.where(last, -(-targets // length), targets // length)
         starts = tf.range(count) * length
         lengths = tf.minimum(targets - starts, length)
@@ -490,6 +609,8 @@ def _batches(blocks, buckets, batch_size, count, training, seed):
     full = count // batch_size if training else -(-count // batch_size)
     return (
         blocks.flat_map(batches_of)
+        # A random offset may leave one more.
+        .take(full)
         .apply(tf.data.experimental.assert_cardinality(full))
         .prefetch(_PREFETCH)
     )

@@ -3,7 +3,8 @@
 The weights are those of Keras's layers. The loop is that of `recurrences`
 under JAX, and under TensorFlow on a CPU; on a GPU TensorFlow takes cuDNN. Under
 Torch on a CPU it is `torch.lstm` and `torch.gru`: there Keras 3.15 steps
-through a text in Python, and its gradient costs the square of the length. All
+through a text in Python, and its gradient costs the square of the length; in
+bfloat16, where the processor has products of it, they take half the time. All
 else is left to Keras. The minimal layers, which Keras has not, are a product
 for all steps at once and then a scan of `scans`.
 
@@ -12,6 +13,7 @@ character: ids stand for one-hot vectors, and of all gates one tanh is taken,
 since a sigmoid is half of a tanh of half, plus a half.
 """
 
+import contextlib
 from typing import Any
 
 import keras
@@ -23,7 +25,7 @@ from keras_chargen.compilation import fuses_elementwise, loops_are_ours
 
 
 class _Layer(keras.layers.RNN):
-    """What the layers have in common: default activations, no dropout.
+    """What the layers have in common: default activations.
 
     Outputs of all steps and the last states are returned.
 
@@ -31,16 +33,20 @@ class _Layer(keras.layers.RNN):
         units: Positive integer, width of outputs and states.
         one_hot_size: Optional positive integer D: inputs are ids `(B, T)`,
             which stand for one-hot vectors of D, not vectors `(B, T, D)`.
+        weight_dropout: Number in [0, 1), share of the recurrent kernel that
+            is 0 in a batch of training, the same in all its steps (Merity et
+            al., 2018, "Regularizing and Optimizing LSTM Language Models").
         **kwargs: As for every Keras layer.
     """
 
     recurrence: type
 
-    def __init__(self, units, one_hot_size=None, **kwargs):
+    def __init__(self, units, one_hot_size=None, weight_dropout=0.0, **kwargs):
         # Ids are integers whatever the dtype of the layer.
         super().__init__(
             units, return_sequences=True, return_state=True, **kwargs
         )
+        self.weight_dropout = weight_dropout
         self.one_hot_size = one_hot_size
         if one_hot_size is not None:
             self.input_spec = keras.layers.InputSpec(ndim=2)
@@ -57,6 +63,29 @@ class _Layer(keras.layers.RNN):
             Outputs `(B, T, units)`, then each state `(B, units)` after the
             last step.
         """
+        if training and self.weight_dropout:
+            with self._dropped_weights():
+                return self._read(sequences, initial_state, mask, training)
+        return self._read(sequences, initial_state, mask, training)
+
+    @contextlib.contextmanager
+    def _dropped_weights(self):
+        cell = self.cell
+        kernel = cell.recurrent_kernel
+        dropped = keras.random.dropout(
+            ops.convert_to_tensor(kernel),
+            self.weight_dropout,
+            seed=cell.seed_generator,
+        )
+        # Whatever loop runs takes the kernel from here. Not by assignment,
+        # which would have Keras track it as a weight.
+        cell.__dict__["recurrent_kernel"] = dropped
+        try:
+            yield
+        finally:
+            cell.__dict__["recurrent_kernel"] = kernel
+
+    def _read(self, sequences, initial_state, mask, training):
         cell = self.cell
         if (
             mask is None
@@ -86,7 +115,11 @@ class _Layer(keras.layers.RNN):
     def get_config(self):
         config = super().get_config()
         del config["return_sequences"], config["return_state"]
-        return {**config, "one_hot_size": self.one_hot_size}
+        return {
+            **config,
+            "one_hot_size": self.one_hot_size,
+            "weight_dropout": self.weight_dropout,
+        }
 
 
 class LSTM(_Layer, keras.layers.LSTM):
@@ -229,7 +262,7 @@ class _Minimal(keras.layers.Layer):
             ops.shape(sequences)[0]
         )
         read = ops.cast(_read(self, sequences, self.bias), "float32")
-        outputs = scans.run(self.recurrence, read, state)
+        outputs = scans.run(self.recurrence, read, ops.cast(state, "float32"))
         return ops.cast(outputs, self.compute_dtype), outputs[:, -1]
 
     def step(self, x, states):
@@ -341,7 +374,7 @@ def _torch_on_cpu(x):
         keras.backend.backend() == "torch"
         and ops.is_tensor(x)
         and x.device.type == "cpu"
-        and keras.backend.standardize_dtype(x.dtype) == "float32"
+        and keras.backend.standardize_dtype(x.dtype) in ("float32", "bfloat16")
     )
 
 
@@ -351,6 +384,7 @@ def _run(name, sequences, states, kernels, biases):
     # Torch keeps kernels transposed: (gates * units, inputs).
     weights = [ops.transpose(kernel) for kernel in kernels]
     weights += [ops.convert_to_tensor(bias) for bias in biases]
+    weights = [weight.to(sequences.dtype) for weight in weights]
     return getattr(torch, name)(
         sequences,
         states,

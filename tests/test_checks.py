@@ -10,6 +10,7 @@ from keras_chargen.checks import (
     check_integer,
     check_number,
     check_positive,
+    check_share,
 )
 
 
@@ -74,3 +75,10 @@ def test_another_choice_is_answered_with_those_there_are():
     assert str(error.value) == (
         "`cell` must be one of 'lstm', 'gru'. Received: 'rnn'"
     )
+
+
+def test_a_share_is_below_1():
+    assert check_share("dropout", 0) == 0.0
+    for value in (1, -0.1, math.nan, "0.5"):
+        with pytest.raises(ValueError, match="`dropout` must be"):
+            check_share("dropout", value)

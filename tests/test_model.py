@@ -18,13 +18,17 @@ SHAPES = [
     for cell in CELLS
     for layers in (1, 2)
     for embedding in (None, 5)
+] + [
+    {"embedding_dim": 8, "tie_embeddings": True},
+    {"cell": "lstm", "num_layers": 3, "residual": True},
+    {"cell": "mingru", "num_layers": 3, "residual": True},
 ]
-
-
-SHAPES += [
-    {"cell": cell, "num_layers": 3, "residual": True}
-    for cell in ("lstm", "mingru")
-]
+DROPOUTS = {
+    "dropout": {"dropout": 0.5},
+    "variational": {"dropout": 0.5, "variational_dropout": True},
+    "input": {"input_dropout": 0.5},
+    "weight": {"weight_dropout": 0.5},
+}
 
 
 def make(size=10, **arguments):
@@ -72,6 +76,10 @@ def close(a, b, atol=1e-5):
         ({"cell": "mingru"}, 84 * 256 + 256 + 10_836),
         ({"cell": "minlstm"}, 84 * 384 + 384 + 10_836),
         ({"residual": True}, 109_056 + 128 + 10_836),
+        (
+            {"embedding_dim": 128, "tie_embeddings": True},
+            84 * 128 + 131_584,
+        ),
     ],
     ids=str,
 )
@@ -148,8 +156,9 @@ def test_padding_changes_nothing_before_it():
 
 
 @pytest.mark.skipif(BACKEND == "openvino", reason="does not train")
-def test_dropout_acts_in_training_alone():
-    model, ids = make(dropout=0.5), some_ids()
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_dropout_acts_in_training_alone(name):
+    model, ids = make(**DROPOUTS[name]), some_ids()
     close(model(ids), model(ids))
     difference = ops.convert_to_numpy(model(ids, training=True) - model(ids))
     assert np.abs(difference).max() > 1e-3
@@ -267,6 +276,8 @@ def test_half_precision_is_kept_and_logits_stay_float32(half, arguments):
         ("embedding_dim", 0),
         ("dropout", -0.1),
         ("dropout", 1),
+        ("input_dropout", 1),
+        ("weight_dropout", -1),
         ("tokenizer", None),
     ],
 )
@@ -277,12 +288,129 @@ def test_an_argument_out_of_range_is_named_in_one_line(name, value):
     assert "\n" not in str(error.value)
 
 
+def test_an_embedding_of_another_width_is_not_tied():
+    with pytest.raises(ValueError, match="wants `embedding_dim` equal to"):
+        make(embedding_dim=5, tie_embeddings=True)
+
+
+@pytest.mark.parametrize("cell", ["mingru", "minlstm"])
+def test_a_cell_without_a_recurrent_kernel_drops_no_weights_of_it(cell):
+    with pytest.raises(ValueError, match="`weight_dropout` must be 0") as error:
+        make(cell=cell, weight_dropout=0.1)
+    assert "\n" not in str(error.value)
+
+
 def test_a_tokenizer_without_vocabulary_is_refused():
     with pytest.raises(ValueError, match="Call `adapt"):
         CharRNN(CharTokenizer())
 
 
 # ---------------------------------------------------------- training
+
+
+@pytest.mark.trains
+def test_variational_dropout_drops_the_same_units_at_all_steps():
+    model, ids = make(**DROPOUTS["variational"]), some_ids()
+    layers = {layer.name: layer for layer in model.layers}
+    outputs = layers["dropout_1"](ops.ones((3, 9, 8)), training=True)
+    outputs = ops.convert_to_numpy(outputs)
+    assert (outputs == outputs[:, :1]).all()
+    assert 0 < (outputs[:, 0] == 0).mean() < 1
+    assert np.abs(ops.convert_to_numpy(model(ids, training=True))).all()
+
+
+@pytest.mark.trains
+def test_a_blanked_character_is_read_as_padding():
+    model, ids = make(**DROPOUTS["input"]), some_ids()
+    layers = {layer.name: layer for layer in model.layers}
+    read = ops.convert_to_numpy(layers["blank"](ids, training=True))
+    assert 0.2 < (read == 0).mean() < 0.8
+    assert (read[read > 0] == ids[read > 0]).all()
+
+
+def carrying(rows=3, **arguments):
+    model = make(**arguments)
+    # Weights that tell states apart; nothing is learned, so that what is read
+    # shows in the loss alone.
+    model.set_weights([5 * weight for weight in model.get_weights()])
+    model.compile(optimizer=keras.optimizers.SGD(0.0))
+    model.carry_state(rows)
+    return model
+
+
+def nats(model, ids, state=None):
+    """Mean nats of ids, read on from a state; and the state after them."""
+    logits, state = model.call_with_state(
+        ids[:, :-1], state or model.initial_state(len(ids))
+    )
+    logits = ops.convert_to_numpy(logits)
+    found = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return -np.take_along_axis(found, ids[:, 1:, None], -1).mean(), state
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("arguments", SHAPES[::2], ids=str)
+def test_training_reads_on_from_where_each_row_stopped(arguments):
+    model = carrying(**arguments)
+    ids = some_ids(3, 13)
+    first, second = ids[:, :7], ids[:, 6:]
+    losses = [
+        float(model.train_on_batch(part[:, :-1], part[:, 1:])[0])
+        for part in (first, second)
+    ]
+    _, state = nats(model, first)
+    expected = [nats(model, first)[0], nats(model, second, state)[0]]
+    np.testing.assert_allclose(losses, expected, atol=1e-5)
+    assert abs(expected[1] - nats(model, second)[0]) > 1e-4
+
+
+@pytest.mark.trains
+def test_a_marked_row_begins_with_zeros():
+    model, ids = carrying(), some_ids(3, 13)
+    first, second = ids[:, :7], ids[:, 6:]
+    model.train_on_batch(first[:, :-1], first[:, 1:])
+    marked = second.copy()
+    marked[:, 0] = ~marked[:, 0]
+    loss, *_ = model.train_on_batch(marked[:, :-1], second[:, 1:])
+    np.testing.assert_allclose(float(loss), nats(model, second)[0], atol=1e-5)
+
+
+@pytest.mark.trains
+def test_what_is_not_training_begins_with_zeros():
+    model, ids = carrying(), some_ids(3, 13)
+    model.train_on_batch(ids[:, :-1], ids[:, 1:])
+    loss, *_ = model.test_on_batch(ids[:, :-1], ids[:, 1:])
+    np.testing.assert_allclose(float(loss), nats(model, ids)[0], atol=1e-5)
+
+
+@pytest.mark.trains
+def test_marks_mean_nothing_to_a_model_that_carries_no_state():
+    model, ids = make(), some_ids()
+    marked = ids.copy()
+    marked[:, 0] = ~marked[:, 0]
+    for training in (False, True):
+        close(model(marked, training=training), model(ids, training=training))
+
+
+@pytest.mark.trains
+def test_another_number_of_rows_is_refused_where_state_is_carried():
+    model, ids = carrying(rows=2), some_ids(3)
+    with pytest.raises(ValueError, match=r"of 2 rows\. Received: 3"):
+        model(ids, training=True)
+    model.carry_state(None)
+    model(ids, training=True)
+
+
+@pytest.mark.trains
+def test_a_file_of_a_model_that_carries_its_state_is_that_of_another(tmp_path):
+    model, ids = carrying(), some_ids()
+    count = model.count_params()
+    model.fit(ids, ids, batch_size=3, verbose=0)
+    model.save(tmp_path / "a.keras")
+    loaded = keras.models.load_model(tmp_path / "a.keras")
+    close(loaded(ids), model(ids))
+    model.carry_state(None)
+    assert loaded.count_params() == model.count_params() < count
 
 
 def a_batch():

@@ -23,6 +23,7 @@ from keras_chargen.pipeline import (  # noqa: E402
     fit_buckets,
     lines,
     split,
+    streams,
     text_dataset,
     windows,
 )
@@ -565,16 +566,109 @@ def test_a_window_without_length_is_refused():
         windows(["abc"], TOKENIZER, 1, sequence_length=0)
 
 
+def test_each_epoch_begins_its_windows_at_another_offset():
+    texts = some_texts(20)
+    dataset = windows(
+        texts, TOKENIZER, 1, sequence_length=9, random_offset=True
+    )
+    whole = windows(texts, TOKENIZER, 1, sequence_length=9)
+    epochs = [arrays(dataset) for _ in range(8)]
+    assert {len(epoch) for epoch in epochs} == {len(whole) - 1}
+    assert dataset.cardinality() == len(whole) - 1
+    found = [{x.tobytes() for x, _, _ in epoch} for epoch in epochs]
+    assert not found[0] == found[1] == found[2]
+    # Each window is one of the stream's, wherever it begins.
+    stream = [
+        EOS,
+        *itertools.chain(*([*TOKENIZER.tokenize(t), EOS] for t in texts)),
+    ]
+    places = {tuple(stream[i : i + 9]) for i in range(len(stream))}
+    for x, y, w in itertools.chain(*epochs):
+        if w.all():
+            assert tuple(x[0]) in places and tuple(y[0]) in places
+
+
+def test_what_is_scored_is_not_offset():
+    with pytest.raises(ValueError, match="`random_offset` must be False"):
+        windows(["abc"], TOKENIZER, 1, random_offset=True, training=False)
+
+
+# ---------------------------------------------------------- streams
+
+
+@given(
+    texts=st.lists(WORD, min_size=1, max_size=20),
+    length=st.integers(1, 9),
+    batch_size=st.integers(1, 4),
+    joined=st.booleans(),
+)
+@settings(max_examples=30)
+def test_a_row_goes_on_where_it_stopped(texts, length, batch_size, joined):
+    ring = list(TOKENIZER.tokenize("".join(texts)))
+    if not joined:
+        ring = [i for t in texts for i in (*TOKENIZER.tokenize(t), EOS)]
+    else:
+        ring.append(EOS)
+    arguments = {"sequence_length": length, "joined": joined, "reset": 0.5}
+    if len(ring) // batch_size < length:
+        with pytest.raises(ValueError, match="`sequence_length` must be at"):
+            streams(texts, TOKENIZER, batch_size, **arguments)
+        return
+    dataset = streams(texts, TOKENIZER, batch_size, **arguments)
+    batches = arrays(dataset)
+    steps = len(ring) // batch_size // length
+    assert len(batches) == dataset.cardinality() == steps
+    stride = len(ring) // batch_size
+    inputs = np.concatenate([np.maximum(x, ~x) for x, _, _ in batches], 1)
+    targets = np.concatenate([y for _, y, _ in batches], 1)
+    assert inputs.shape == (batch_size, steps * length)
+    assert (inputs[:, 1:] == targets[:, :-1]).all()
+    # The rows are a stride of the ring apart, from one place on.
+    begins = [
+        begin
+        for begin in range(len(ring))
+        if all(
+            ring[(begin + row * stride + k) % len(ring)] == inputs[row, k]
+            for row in range(batch_size)
+            for k in range(steps * length)
+        )
+    ]
+    assert begins
+    for x, y, weights in batches:
+        assert x.dtype == y.dtype == np.int32 and (y > 0).all()
+        assert (x[:, 1:] > 0).all() and (weights == 1).all()
+    assert (batches[0][0][:, 0] < 0).all()
+
+
+def test_a_share_of_rows_begins_anew():
+    dataset = streams(some_texts(900), TOKENIZER, 8, sequence_length=4)
+    marks = np.array([x[:, 0] < 0 for x, _, _ in arrays(dataset)][1:])
+    assert 0.005 < marks.mean() < 0.05
+    none = streams(some_texts(), TOKENIZER, 2, sequence_length=4, reset=0)
+    assert not any((x < 0).any() for x, _, _ in arrays(none)[1:])
+
+
+def test_an_epoch_cuts_the_ring_elsewhere_and_a_seed_says_where():
+    first, again, other = (
+        streams(some_texts(), TOKENIZER, 4, sequence_length=5, seed=seed)
+        for seed in (1, 1, 2)
+    )
+    epochs = [arrays(first), arrays(first)]
+    assert not equal(*epochs)
+    assert equal(epochs[0], arrays(again)) and equal(epochs[1], arrays(again))
+    assert not equal(epochs[0], arrays(other))
+
+
 # ---------------------------------------------------------- all of it
 
 
-@pytest.mark.parametrize("make", [lines, windows])
+@pytest.mark.parametrize("make", [lines, windows, streams])
 def test_no_python_runs_between_texts_and_batches(make):
-    dataset = make(some_texts(), TOKENIZER, 4)
+    dataset = make(some_texts(200), TOKENIZER, 4)
     graph = tf.raw_ops.DatasetToGraphV2(
         input_dataset=dataset._variant_tensor
     ).numpy()
-    assert b"DecodeRaw" in graph
+    assert b"DecodeRaw" in graph or make is streams
     assert b"PyFunc" not in graph
 
 
