@@ -49,6 +49,8 @@ class Cell(enum.StrEnum):
     lstm = "lstm"
     gru = "gru"
     simple = "simple"
+    mingru = "mingru"
+    minlstm = "minlstm"
 
 
 class SamplerName(enum.StrEnum):
@@ -125,6 +127,9 @@ def train(
     embedding_dim: Annotated[
         int | None, typer.Option(min=1, help="Embed; without it: one-hot.")
     ] = None,
+    residual: Annotated[
+        bool, typer.Option(help="Layers as residual blocks, normalized.")
+    ] = False,
     dropout: Annotated[
         float, typer.Option(min=0, max=0.99, help="Dropped after a layer.")
     ] = 0.0,
@@ -259,6 +264,7 @@ def train(
         num_layers=layers,
         embedding_dim=embedding_dim,
         dropout=dropout,
+        residual=residual,
     )
     model.compile(
         optimizer=keras.optimizers.Adam(learning_rate, global_clipnorm=1.0),
@@ -944,6 +950,7 @@ def info(
             "layers": model.num_layers,
             "embedding_dim": model.embedding_dim,
             "dropout": model.dropout,
+            "residual": model.residual,
             "start": model.start,
             "parameters": model.count_params(),
             "oov": model.tokenizer.oov,

@@ -66,6 +66,32 @@ def loops_are_ours():
     return backend == "jax"
 
 
+def has_gradients():
+    """Whether the backend can differentiate, and so train."""
+    return keras.backend.backend() in ("tensorflow", "jax", "torch")
+
+
+def way_to_scan():
+    """Returns how a linear recurrence over time is best run.
+
+    For 64 rows of 256 steps of 256 units, forward, on 2 cores, the loop takes
+    6 ms under JAX and the tree 30; under Torch 5 and 81; under NumPy 7 and
+    178. OpenVINO takes 228 ms to loop and 75 with the tree.
+
+    Returns:
+        `"loop"` with one compiled `while_loop`; `"in place"` with a loop in
+        Python that writes into an array; or `"tree"` with `associative_scan`,
+        which JAX has on an accelerator too, where steps in a row leave it idle.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return "loop" if jax.default_backend() == "cpu" else "tree"
+    ways = {"tensorflow": "loop", "openvino": "tree"}
+    return ways.get(backend, "in place")
+
+
 def side_by_side(forward, backward):
     """Lets a function and its gradient work on the parts of a batch at once.
 
@@ -95,7 +121,7 @@ def side_by_side(forward, backward):
 
     def split(tensors):
         rows = tensors[0].shape[0]
-        parts = cores()
+        parts = 1 if tf.config.list_logical_devices("GPU") else cores()
         while parts > 1 and (
             rows is None or rows % parts or rows < _PART_ROWS * parts
         ):
@@ -106,6 +132,10 @@ def side_by_side(forward, backward):
         return tuple(tf.concat(x, axis=0) for x in zip(*parts, strict=True))
 
     def forward_parts(shared, batched):
+        # An eager tape would look for gradients inside, where none are.
+        shared, batched = keras.tree.map_structure(
+            tf.stop_gradient, (shared, batched)
+        )
         parts = [forward(shared, part) for part in split(batched)]
         found, kept = zip(*parts, strict=True)
         return join(found), kept

@@ -29,6 +29,9 @@ _MAX_DEPTH = 32
 _MAX_OBJECTS = 64
 _MAX_SIZE = 1000  # thresholds or classes of a metric, which takes a square
 
+# Under Torch an optimizer of Keras is one of another name.
+_OF_TORCH = "keras.src.backend.torch.optimizers.torch_"
+
 _PARTS = (CharTokenizer, keras.DTypePolicy)
 _TRAINING = (
     keras.DTypePolicy,
@@ -173,6 +176,9 @@ def _kind(record):
     name, registered = record.get("class_name"), record.get("registered_name")
     if registered is None or registered == name:
         module = str(record.get("module"))
+        if module == f"{_OF_TORCH}{str(name).lower()}":
+            # Keras imports that room when the first optimizer is made.
+            module = "keras.optimizers"
         if module.split(".")[0] != "keras" or module not in sys.modules:
             return None
         kind = getattr(sys.modules[module], str(name), None)

@@ -25,7 +25,9 @@ class CharRNN(keras.Model):
 
     Args:
         tokenizer: Adapted `CharTokenizer`; saved with the model.
-        cell: `"lstm"`, `"gru"` or `"simple"`.
+        cell: `"lstm"`, `"gru"` or `"simple"`; or `"mingru"` or `"minlstm"`,
+            whose gates see the input alone (Feng et al., 2024): a layer costs
+            less and does less.
         units: Positive integer, width of each recurrent layer.
         num_layers: Positive integer, recurrent layers in a stack.
         embedding_dim: Positive integer, width of a trained embedding; None is
@@ -41,6 +43,10 @@ class CharRNN(keras.Model):
             (Xie et al., 2017, "Data Noising as Smoothing").
         weight_dropout: Number in [0, 1), share of each recurrent kernel that
             a batch of training does without (Merity et al., 2018).
+        residual: Whether what a layer gives is added to what it reads, which
+            it reads normalized (He et al., 2016; Zhang & Sennrich, 2019): for
+            depth. The first layer gives alone; the sum is normalized once
+            more before the logits.
         start: Whether `<eos>`, the boundary between texts, is the first
             input of a text. With False the first character is only an input:
             it is neither scored nor can it be written.
@@ -73,6 +79,7 @@ class CharRNN(keras.Model):
         input_dropout=0.0,
         weight_dropout=0.0,
         start=True,
+        residual=False,
         **kwargs,
     ):
         if not isinstance(tokenizer, CharTokenizer):
@@ -94,6 +101,14 @@ class CharRNN(keras.Model):
                 "`tie_embeddings` wants `embedding_dim` equal to `units`, "
                 f"{units}. Received: {embedding_dim}"
             )
+        on_weights = (
+            {"weight_dropout": weight_dropout} if weight_dropout else {}
+        )
+        if on_weights and not issubclass(CELLS[cell], keras.layers.RNN):
+            raise ValueError(
+                "`weight_dropout` must be 0 for a cell without a recurrent "
+                f"kernel, {cell!r}. Received: {weight_dropout}"
+            )
         dtype = kwargs.pop("dtype", None)
 
         embed: Any = None
@@ -114,9 +129,9 @@ class CharRNN(keras.Model):
                 units,
                 # The first layer reads one-hot vectors, and makes none.
                 one_hot_size=None if embed or i else size,
-                weight_dropout=weight_dropout,
                 dtype=dtype,
                 name=f"{cell}_{i + 1}",
+                **on_weights,
             )
             for i in range(num_layers)
         ]
@@ -128,6 +143,11 @@ class CharRNN(keras.Model):
         drops = [
             drop(dropout, dtype=dtype, name=f"dropout_{i + 1}")
             for i in range(num_layers if dropout else 0)
+        ]
+        # One before each layer but the first, and one before the logits.
+        norms = [
+            keras.layers.RMSNormalization(dtype=dtype, name=f"norm_{i + 1}")
+            for i in range(num_layers if residual else 0)
         ]
         if tie_embeddings:
             project = functools.partial(embed, reverse=True)
@@ -142,14 +162,17 @@ class CharRNN(keras.Model):
             x = blank(ids, training=training) if blank else ids
             x = embed(x) if embed else x  # (B, T) or (B, T, embedding_dim)
             following = []
-            for i, layer in enumerate(recurrent):
-                x, *states = layer(
+
+            def read_layer(i, x):
+                x, *states = recurrent[i](
                     x,
                     initial_state=state and list(state[i]),
                     training=training,
                 )
                 following.append(tuple(states))
-                x = drops[i](x, training=training) if drops else x
+                return drops[i](x, training=training) if drops else x
+
+            x = _stack(x, num_layers, norms, read_layer)
             logits = project(x)  # (B, T, V)
             if logits.dtype != "float32":
                 logits = widen(logits)
@@ -171,8 +194,10 @@ class CharRNN(keras.Model):
         self.input_dropout = input_dropout
         self.weight_dropout = weight_dropout
         self.start = bool(start)
+        self.residual = bool(residual)
         self._embed = embed
         self._recurrent = recurrent
+        self._norms = norms
         self._project = project
         self._read = read
         self._carried = CarriedState(name="carried")
@@ -261,16 +286,12 @@ class CharRNN(keras.Model):
 
         Returns:
             A tuple, for each recurrent layer a tuple of zeros `(B, units)`:
-            two for an LSTM (output and cell state), one for the others.
+            two for an LSTM (output and cell state), one for the others; in
+            the dtype of the layer, of the minimal ones in float32.
         """
-        # The layers' compute dtype: theirs is what a step gives back.
-        dtype = self._recurrent[0].compute_dtype
-        count = 2 if self.cell == "lstm" else 1
         return tuple(
-            tuple(
-                ops.zeros((batch_size, self.units), dtype) for _ in range(count)
-            )
-            for _ in self._recurrent
+            tuple(layer.get_initial_state(batch_size))
+            for layer in self._recurrent
         )
 
     def step(self, ids, state):
@@ -283,11 +304,15 @@ class CharRNN(keras.Model):
         Returns:
             Logits float32 `(B, V)` of the next character, and the new state.
         """
-        x = self._embed(ids) if self._embed else ids
         following = []
-        for layer, states in zip(self._recurrent, state, strict=True):
-            x, states = layer.step(x, states)
+
+        def read(i, x):
+            x, states = self._recurrent[i].step(x, state[i])
             following.append(tuple(states))
+            return x
+
+        x = self._embed(ids) if self._embed else ids
+        x = _stack(x, self.num_layers, self._norms, read)
         return ops.cast(self._project(x), "float32"), tuple(following)
 
     def call_with_state(self, ids, state):
@@ -333,6 +358,7 @@ class CharRNN(keras.Model):
             "input_dropout": self.input_dropout,
             "weight_dropout": self.weight_dropout,
             "start": self.start,
+            "residual": self.residual,
         }
 
     @classmethod
@@ -341,6 +367,17 @@ class CharRNN(keras.Model):
         for name in ("tokenizer", "dtype"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
+
+
+def _stack(x, num_layers, norms, read):
+    """Passes x through the layers: `read(i, x)` is what layer i gives.
+
+    With `norms` the layers after the first are residual blocks.
+    """
+    x = read(0, x)
+    for i in range(1, num_layers):
+        x = x + read(i, norms[i - 1](x)) if norms else read(i, x)
+    return norms[-1](x) if norms else x
 
 
 class _Blank(keras.layers.Layer):

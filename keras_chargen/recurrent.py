@@ -1,11 +1,12 @@
-"""Keras's recurrent layers, with a loop of ours where Keras's is slow.
+"""Recurrent layers: those of Keras, with faster loops, and minimal ones.
 
 The weights are those of Keras's layers. The loop is that of `recurrences`
 under JAX, and under TensorFlow on a CPU; on a GPU TensorFlow takes cuDNN. Under
 Torch on a CPU it is `torch.lstm` and `torch.gru`: there Keras 3.15 steps
 through a text in Python, and its gradient costs the square of the length; in
 bfloat16, where the processor has products of it, they take half the time. All
-else is left to Keras.
+else is left to Keras. The minimal layers, which Keras has not, are a product
+for all steps at once and then a scan of `scans`.
 
 `step` is what the cells do in one step, for a text written character by
 character: ids stand for one-hot vectors, and of all gates one tanh is taken,
@@ -19,7 +20,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_chargen import recurrences
+from keras_chargen import recurrences, scans
 from keras_chargen.compilation import fuses_elementwise, loops_are_ours
 
 
@@ -215,14 +216,115 @@ class SimpleRNN(_Layer, keras.layers.SimpleRNN):
         return h, [h]
 
 
-CELLS: dict[str, Any] = {"lstm": LSTM, "gru": GRU, "simple": SimpleRNN}
+class _Minimal(keras.layers.Layer):
+    """What the minimal layers have in common (Feng et al., 2024).
+
+    The gates see the input alone and not the last outputs, so what they read
+    is one product for all steps, and what is left over time is a scan. Here
+    they are as in section 3 of the paper: nothing keeps the outputs positive.
+
+    The state is float32 whatever the dtype of the layer: in half precision a
+    share near 1 would be 1, and what is new would be lost.
+
+    Args:
+        units: Positive integer, width of outputs and state.
+        one_hot_size: Optional positive integer D: inputs are ids `(B, T)`,
+            which stand for one-hot vectors of D, not vectors `(B, T, D)`.
+        **kwargs: As for every Keras layer.
+    """
+
+    recurrence: type[scans.MinGRU] | type[scans.MinLSTM]
+
+    def __init__(self, units, one_hot_size=None, **kwargs):
+        # A cast of ours: Keras would cast the state too.
+        super().__init__(autocast=False, **kwargs)
+        self.units = units
+        self.one_hot_size = one_hot_size
+        self.input_spec = keras.layers.InputSpec(
+            ndim=3 if one_hot_size is None else 2
+        )
+
+    def build(self, sequences_shape, initial_state_shape=None):
+        width = self.recurrence.gates * self.units
+        self.kernel = self.add_weight(
+            (self.one_hot_size or sequences_shape[-1], width), name="kernel"
+        )
+        self.bias = self.add_weight((width,), "zeros", name="bias")
+
+    def call(self, sequences, initial_state=None, training=False):
+        """Reads `(B, T, D)`, or ids `(B, T)`, with T of at least 1.
+
+        Returns:
+            Outputs `(B, T, units)`, and the state `(B, units)` after the last
+            step, float32.
+        """
+        (state,) = initial_state or self.get_initial_state(
+            ops.shape(sequences)[0]
+        )
+        read = ops.cast(_read(self, sequences, self.bias), "float32")
+        outputs = scans.run(self.recurrence, read, ops.cast(state, "float32"))
+        return ops.cast(outputs, self.compute_dtype), outputs[:, -1]
+
+    def step(self, x, states):
+        """Reads one input a row: as `LSTM.step`."""
+        read = ops.cast(_read(self, x, self.bias), "float32")
+        h = scans.step(self.recurrence, read, states[0])
+        return ops.cast(h, self.compute_dtype), [h]
+
+    def get_initial_state(self, batch_size):
+        """Returns the state before the first step: zeros."""
+        return [ops.zeros((batch_size, self.units), "float32")]
+
+    # Keras would trace `call` without a number of steps.
+    def compute_output_spec(self, sequences, initial_state=None, training=None):
+        rows, steps = sequences.shape[:2]
+        return (
+            keras.KerasTensor((rows, steps, self.units), self.compute_dtype),
+            keras.KerasTensor((rows, self.units), "float32"),
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "one_hot_size": self.one_hot_size,
+        }
+
+
+class MinGRU(_Minimal):
+    """The minimal GRU: `h + z * (new - h)`, with `z` and `new` of the input.
+
+    See `_Minimal`.
+    """
+
+    recurrence = scans.MinGRU
+
+
+class MinLSTM(_Minimal):
+    """The minimal LSTM: a forget gate and an input gate, scaled to sum to 1.
+
+    See `_Minimal`.
+    """
+
+    recurrence = scans.MinLSTM
+
+
+CELLS: dict[str, Any] = {
+    "lstm": LSTM,
+    "gru": GRU,
+    "simple": SimpleRNN,
+    "mingru": MinGRU,
+    "minlstm": MinLSTM,
+}
 
 
 def _read(cell, x, bias):
-    """Returns `(B, n)`, the inputs times the kernel, plus the bias."""
+    """Returns `(..., n)`, the inputs times the kernel, plus the bias."""
     kernel = ops.cast(cell.kernel, cell.compute_dtype)
     # A row of the kernel is what the product with a one-hot vector gives.
-    rows = len(x.shape) == 1
+    rows = "int" in keras.backend.standardize_dtype(x.dtype)
+    if not rows:
+        x = ops.cast(x, cell.compute_dtype)
     read = ops.take(kernel, x, axis=0) if rows else ops.matmul(x, kernel)
     return read + ops.cast(bias, cell.compute_dtype)
 

@@ -162,6 +162,16 @@ def test_every_option_of_the_model_reaches_it(train):
     model = load_model(target)
     assert (model.cell, model.num_layers, model.embedding_dim) == ("gru", 2, 3)
     assert (model.dropout, model.tokenizer.oov) == (0.1, "unk")
+    assert model.residual is False
+
+
+@trains
+def test_residual_blocks_of_a_minimal_cell_are_an_option(train):
+    code, *_, target = train(
+        *("--cell", "mingru", "--layers", 2, "--residual", "--held-out", 0)
+    )
+    model = load_model(target)
+    assert code == 0 and (model.cell, model.residual) == ("mingru", True)
 
 
 @trains

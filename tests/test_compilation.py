@@ -8,6 +8,7 @@ from keras import ops
 from keras_chargen.compilation import (
     compile_function,
     compile_scan,
+    has_gradients,
     kept,
     round_up,
     trains_with_xla,
@@ -156,6 +157,10 @@ def test_the_body_of_a_scan_may_look_at_values():
 
 def test_only_jax_trains_with_xla():
     assert trains_with_xla() == (BACKEND == "jax")
+
+
+def test_what_trains_has_gradients():
+    assert has_gradients() == (BACKEND in ("tensorflow", "jax", "torch"))
 
 
 def test_what_is_kept_is_made_once_for_a_key():

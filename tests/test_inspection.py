@@ -263,6 +263,21 @@ def test_an_optimizer_that_was_never_used_is_loaded(file):
     assert load_model(file, compile=True).optimizer.built
 
 
+def test_a_file_that_torch_trained_is_loaded_where_no_optimizer_was_made(
+    file, monkeypatch
+):
+    module = "keras.src.backend.torch.optimizers.torch_adam"
+    monkeypatch.delitem(sys.modules, module, raising=False)
+
+    def say(name):
+        return lambda c: c["compile_config"]["optimizer"].update(module=name)
+
+    configure(file, say(module))
+    load_model(file)
+    configure(file, say(f"{module}w"))
+    assert "it holds a Adam" in refusal(file)
+
+
 @pytest.mark.trains
 def test_a_model_without_the_state_of_its_optimizer_is_refused(tmp_path):
     model = make()
@@ -488,6 +503,7 @@ VALUES = [
         "bfloat16",
         "mixed_float16",
         "gru",
+        "minlstm",
     ),
     *("error", "unk", "keras_chargen>CharTokenizer", "adam", "mse"),
     *([], {}, [[]], [None], {"a": 1}, [1] * 99, [*"abcde"], LAMBDA),

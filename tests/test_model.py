@@ -12,13 +12,17 @@ from keras_chargen import CharRNN, CharTokenizer, recurrent
 from keras_chargen.compilation import compile_function
 
 BACKEND = keras.backend.backend()
-CELLS = ["lstm", "gru", "simple"]
+CELLS = ["lstm", "gru", "simple", "mingru", "minlstm"]
 SHAPES = [
     {"cell": cell, "num_layers": layers, "embedding_dim": embedding}
     for cell in CELLS
     for layers in (1, 2)
     for embedding in (None, 5)
-] + [{"embedding_dim": 8, "tie_embeddings": True}]
+] + [
+    {"embedding_dim": 8, "tie_embeddings": True},
+    {"cell": "lstm", "num_layers": 3, "residual": True},
+    {"cell": "mingru", "num_layers": 3, "residual": True},
+]
 DROPOUTS = {
     "dropout": {"dropout": 0.5},
     "variational": {"dropout": 0.5, "variational_dropout": True},
@@ -69,6 +73,9 @@ def close(a, b, atol=1e-5):
         ({"cell": "gru"}, 82_176 + 10_836),
         ({"cell": "simple"}, 27_264 + 10_836),
         ({"embedding_dim": 16}, 84 * 16 + 74_240 + 10_836),
+        ({"cell": "mingru"}, 84 * 256 + 256 + 10_836),
+        ({"cell": "minlstm"}, 84 * 384 + 384 + 10_836),
+        ({"residual": True}, 109_056 + 128 + 10_836),
         (
             {"embedding_dim": 128, "tie_embeddings": True},
             84 * 128 + 131_584,
@@ -96,7 +103,8 @@ def test_logits_are_float32_for_every_id():
 
 
 def test_the_state_is_two_tensors_a_layer_for_lstm_and_one_for_others():
-    for cell, count in (("lstm", 2), ("gru", 1), ("simple", 1)):
+    for cell in CELLS:
+        count = 2 if cell == "lstm" else 1
         state = make(cell=cell, num_layers=3).initial_state(4)
         assert [len(layer) for layer in state] == [count] * 3
         for tensor in keras.tree.flatten(state):
@@ -160,6 +168,24 @@ def test_dropout_acts_in_training_alone(name):
     close(logits, model(ids)[:, 0])
 
 
+def test_a_residual_block_adds_to_what_it_reads():
+    # A layer without weights gives 0: what it reads goes on as it was.
+    model = make(cell="mingru", num_layers=2, residual=True)
+    shallow = make(cell="mingru", residual=True)
+    second = model.get_layer("mingru_2")
+    second.set_weights([np.zeros_like(w) for w in second.get_weights()])
+    names = {"mingru_1": "mingru_1", "norm_2": "norm_1", "logits": "logits"}
+    for name, twin in names.items():
+        weights = [w + 0.1 for w in model.get_layer(name).get_weights()]
+        model.get_layer(name).set_weights(weights)
+        shallow.get_layer(twin).set_weights(weights)
+    expected = logits_of(shallow, some_ids())
+    close(logits_of(model, some_ids()), expected)
+    # And what it gives is added, of the same size whatever it reads.
+    second.set_weights([np.ones_like(w) for w in second.get_weights()])
+    assert np.abs(logits_of(model, some_ids()) - expected).max() > 1e-3
+
+
 # ---------------------------------------------------------- fused kernels
 
 
@@ -199,7 +225,9 @@ def test_no_mask_reaches_a_recurrent_layer(embedding_dim, monkeypatch):
 # ---------------------------------------------------------- config
 
 
-@pytest.mark.parametrize("arguments", [*SHAPES[:2], {"dropout": 0.2}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [*SHAPES[:2], *SHAPES[-2:], {"dropout": 0.2}], ids=str
+)
 def test_a_config_in_json_gives_the_model_back(arguments):
     model = make(start=False, **arguments)
     saved = json.dumps(keras.saving.serialize_keras_object(model))
@@ -211,15 +239,22 @@ def test_a_config_in_json_gives_the_model_back(arguments):
     close(logits_of(twin, some_ids()), logits_of(model, some_ids()))
 
 
+def test_a_config_from_before_residual_blocks_gives_none():
+    config = make(num_layers=2).get_config()
+    del config["residual"]
+    assert CharRNN.from_config(config).residual is False
+
+
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
+@pytest.mark.parametrize("arguments", [{}, SHAPES[-1]], ids=str)
 @pytest.mark.skipif(
     BACKEND in ("numpy", "openvino"), reason="computes in float32"
 )
-def test_half_precision_is_kept_and_logits_stay_float32(half):
-    model = make(dtype=f"mixed_{half}")
+def test_half_precision_is_kept_and_logits_stay_float32(half, arguments):
+    model = make(dtype=f"mixed_{half}", **arguments)
     twin = CharRNN.from_config(model.get_config())
     for each in (model, twin):
-        assert each.get_layer("lstm_1").compute_dtype == half
+        assert each.get_layer(f"{each.cell}_1").compute_dtype == half
         logits = each(some_ids())
         assert keras.backend.standardize_dtype(logits.dtype) == "float32"
         state = each.initial_state(3)
@@ -256,6 +291,13 @@ def test_an_argument_out_of_range_is_named_in_one_line(name, value):
 def test_an_embedding_of_another_width_is_not_tied():
     with pytest.raises(ValueError, match="wants `embedding_dim` equal to"):
         make(embedding_dim=5, tie_embeddings=True)
+
+
+@pytest.mark.parametrize("cell", ["mingru", "minlstm"])
+def test_a_cell_without_a_recurrent_kernel_drops_no_weights_of_it(cell):
+    with pytest.raises(ValueError, match="`weight_dropout` must be 0") as error:
+        make(cell=cell, weight_dropout=0.1)
+    assert "\n" not in str(error.value)
 
 
 def test_a_tokenizer_without_vocabulary_is_refused():
@@ -462,6 +504,27 @@ def test_a_file_names_no_part_of_one_backend(dtype):
 
 
 @pytest.mark.trains
+@pytest.mark.parametrize(
+    "cell, dtype",
+    [
+        ("mingru", None),
+        ("mingru", "mixed_bfloat16"),
+        ("minlstm", "mixed_float16"),
+    ],
+)
+def test_residual_blocks_of_a_minimal_cell_learn(cell, dtype):
+    model = make(cell=cell, num_layers=2, residual=True, dtype=dtype)
+    model.compile(keras.optimizers.Adam(0.02))
+    # What is to be written is what was read before: a state is needed.
+    ids = np.random.default_rng(0).integers(1, 4, (32, 12)).astype("int32")
+    model.fit(ids[:, 1:], ids[:, :-1], 32, epochs=60, verbose=0)
+    loss = model.evaluate(
+        ids[:, 1:], ids[:, :-1], 32, return_dict=True, verbose=0
+    )["loss"]
+    assert loss < 0.7 * np.log(3)
+
+
+@pytest.mark.trains
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 def test_a_model_learns_in_mixed_precision(half):
     model = make(dtype=f"mixed_{half}")
@@ -480,7 +543,14 @@ def test_a_model_learns_in_mixed_precision(half):
 
 
 @pytest.mark.trains
-def test_a_model_that_runs_eagerly_is_not_compiled_by_xla():
-    model = CharRNN(CharTokenizer([*"ab"]), units=4)
+@pytest.mark.parametrize("cell", ["lstm", "mingru"])
+def test_a_model_that_runs_eagerly_learns_without_xla(cell):
+    model = make(cell=cell)
     model.compile(run_eagerly=True)
     assert not model.jit_compile
+    inputs, targets, weights = a_batch()
+    losses = [
+        float(model.train_on_batch(inputs, targets, weights)[0])
+        for _ in range(3)
+    ]
+    assert losses[-1] < losses[0]

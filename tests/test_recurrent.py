@@ -1,4 +1,4 @@
-"""The layers give what Keras's give, by whichever loop."""
+"""The layers give what Keras's give; minimal ones what their steps give."""
 
 import importlib
 import inspect
@@ -6,10 +6,13 @@ import inspect
 import keras
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from keras import ops
 
 import keras_chargen
 from keras_chargen import recurrent
+from keras_chargen.compilation import compile_function
 from keras_chargen.recurrent import CELLS
 
 BACKEND = keras.backend.backend()
@@ -22,7 +25,8 @@ OURS = pytest.mark.skipif(
     BACKEND not in ("jax", "tensorflow"), reason="a loop of ours"
 )
 TORCH = pytest.mark.skipif(BACKEND != "torch", reason="a loop of Torch's own")
-CELL = pytest.mark.parametrize("name", CELLS)
+CELL = pytest.mark.parametrize("name", KERAS_LAYERS)
+MINIMAL = ("mingru", "minlstm")
 INPUT = pytest.mark.parametrize("one_hot", [False, True])
 
 
@@ -135,7 +139,7 @@ def test_neither_one_hot_vectors_nor_keras_loops_are_made(name, monkeypatch):
     ours(inputs(one_hot=True)[0])
 
 
-@CELL
+@pytest.mark.parametrize("name", CELLS)
 def test_a_layer_is_made_again_from_its_config(name):
     layer = CELLS[name](6, one_hot_size=5, name="first")
     again = CELLS[name].from_config(layer.get_config())
@@ -234,7 +238,7 @@ def test_half_precision_gives_what_keras_gives(name):
 @pytest.mark.parametrize(
     "dtype, atol", [("float32", 1e-6), ("mixed_bfloat16", 0.02)]
 )
-@pytest.mark.parametrize("name", CELLS)
+@CELL
 def test_a_step_gives_what_a_cell_of_keras_gives(name, dtype, atol):
     ours, theirs = pair(name, dtype)
     random = np.random.default_rng(2)
@@ -254,6 +258,115 @@ def test_a_step_gives_what_a_cell_of_keras_gives(name, dtype, atol):
                 ops.convert_to_numpy(ops.cast(b, "float32")),
                 atol=atol,
             )
+
+
+# ---------------------------------------------------------- minimal layers
+
+
+def minimal(name, units=6, dtype=None, one_hot=False):
+    layer = CELLS[name](units, one_hot_size=5 if one_hot else None, dtype=dtype)
+    layer.build((None, None) if one_hot else (None, None, 5))
+    random = np.random.default_rng(0)
+    layer.set_weights(
+        [random.normal(0, 0.5, weight.shape) for weight in layer.get_weights()]
+    )
+    return layer
+
+
+def stepped(step, x, states):
+    """The outputs of all steps, and the last states."""
+    outputs = []
+    for k in range(x.shape[1]):
+        output, states = step(x[:, k], states)
+        outputs.append(output)
+    return ops.stack(outputs, axis=1), states
+
+
+# Each shape is compiled.
+@settings(max_examples=10)
+@given(
+    st.sampled_from(MINIMAL),
+    st.booleans(),
+    st.integers(1, 4),
+    st.integers(1, 17),
+    st.integers(1, 9),
+)
+def test_a_call_of_a_minimal_layer_is_its_steps(
+    name, one_hot, rows, steps, units
+):
+    layer = minimal(name, units, one_hot=one_hot)
+    x, _ = inputs(rows, steps, one_hot)
+    step = compile_function(layer.step, layer.variables)
+    outputs, state = layer(x)
+    assert tuple(outputs.shape) == (rows, steps, units)
+    zeros = [np.zeros((rows, units), "float32")]
+    expected, states = stepped(step, x, zeros)
+    assert_close([outputs, state], [expected, *states])
+
+
+@pytest.mark.parametrize("name", MINIMAL)
+def test_a_minimal_layer_reads_ids_as_one_hot_vectors(name):
+    ids, vectors = inputs(one_hot=True)
+    layer, other = minimal(name, one_hot=True), minimal(name)
+    assert_close(layer(ids), other(vectors))
+
+
+@pytest.mark.parametrize("name", MINIMAL)
+def test_a_minimal_layer_reads_on_from_a_given_state(name):
+    layer, (x, _) = minimal(name), inputs()
+    whole, last = layer(x)
+    first, state = layer(x[:, :4])
+    second, state = layer(x[:, 4:], initial_state=[state])
+    assert_close([ops.concatenate([first, second], 1), state], [whole, last])
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("name", MINIMAL)
+@INPUT
+def test_a_minimal_layer_learns_as_its_steps_do(name, one_hot):
+    class Stepped(CELLS[name]):
+        def call(self, sequences, initial_state=None, training=False):
+            states = self.get_initial_state(3)
+            outputs, states = stepped(self.step, sequences, states)
+            return outputs, *states
+
+    x, _ = inputs(one_hot=one_hot)
+    results = []
+    for kind in (CELLS[name], Stepped):
+        layer = kind(6, one_hot_size=5 if one_hot else None)
+        layer.build((None, None) if one_hot else (None, None, 5))
+        layer.set_weights(minimal(name, one_hot=one_hot).get_weights())
+        before = layer.get_weights()
+        results.append(trained(layer, x, 3))
+    assert_close(*results)
+    for a, b in zip(before, results[0], strict=True):
+        assert np.abs(a - b).max() > 1e-3
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("name", MINIMAL)
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_half_precision_loses_no_small_share(name, half):
+    layer = minimal(name, dtype=f"mixed_{half}", one_hot=True)
+    kernel, bias = map(np.zeros_like, layer.get_weights())
+    # New is 1, and its share 1 in 1097: half precision keeps 0.999 as 1.
+    shift = {"mingru": [-7, 1], "minlstm": [20, -7, 1]}[name]
+    layer.set_weights([kernel, bias + np.repeat(shift, 6)])
+    x = np.zeros((1, 700), "int32")
+    outputs, state = layer(x)
+    share = 1 / (1 + np.exp(7.0))
+    if name == "minlstm":
+        share = share / (1 + share)
+    for dtype, found in ((half, outputs), ("float32", state)):
+        assert keras.backend.standardize_dtype(found.dtype) == dtype
+    assert_close([state], [np.full((1, 6), 1 - (1 - share) ** 700)], 1e-3)
+    step = compile_function(layer.step, layer.variables)
+    _, states = stepped(step, x, [np.zeros((1, 6), "float32")])
+    assert_close(states, [state])
+    # Nor does a state that is given.
+    _, half_way = layer(x[:, :350])
+    _, again = layer(x[:, 350:], initial_state=[half_way])
+    assert_close([again], [state])
 
 
 def with_dropped_weights(name, one_hot=False, dtype=None):

@@ -146,15 +146,27 @@ def test_what_was_saved_is_loaded(file):
     assert loaded.generate("a", 9) == model.generate("a", 9)
 
 
-def test_every_weight_of_a_deep_model_in_mixed_precision_is_loaded(tmp_path):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"cell": "gru", "embedding_dim": 3},
+        {"cell": "mingru", "residual": True},
+        {"cell": "minlstm", "residual": True},
+    ],
+    ids=str,
+)
+def test_every_weight_of_a_deep_model_in_mixed_precision_is_loaded(
+    tmp_path, arguments
+):
     model = CharRNN(
         CharTokenizer([*"ab"]),
-        "gru",
-        4,
-        2,
-        embedding_dim=3,
+        units=4,
+        num_layers=2,
         dtype="mixed_bfloat16",
+        **arguments,
     )
+    random = np.random.default_rng(0)
+    model.set_weights([random.normal(0, 1, w.shape) for w in model.weights])
     save_model(model, tmp_path / "m.keras")
     loaded = load_model(tmp_path / "m.keras")
     for a, b in zip(model.weights, loaded.weights, strict=True):

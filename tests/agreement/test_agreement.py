@@ -22,6 +22,10 @@ MODELS = {
         "--cell gru --units 16 --layers 2 --embedding-dim 8 --oov unk",
     ),
     "simple by torch": ("torch", "--cell simple --units 24 --dropout 0.1"),
+    "minlstm by jax": (
+        "jax",
+        "--cell minlstm --units 24 --layers 3 --residual",
+    ),
 }
 
 
