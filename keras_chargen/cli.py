@@ -899,15 +899,88 @@ def evaluate(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Texts read side by side.")
     ] = 64,
+    block_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Score blocks of so many characters too, each read without "
+            "what stands before it, as nanoGPT does.",
+        ),
+    ] = None,
+    blocks: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many blocks at random places, not all."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of these places.")] = 0,
+    dynamic: Annotated[
+        bool,
+        typer.Option(
+            "--dynamic",
+            help="Score too with a model that learns from what it has read.",
+        ),
+    ] = False,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="Of --dynamic.")
+    ] = None,
+    decay: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Of --dynamic: back to the trained weights."
+        ),
+    ] = None,
+    segment_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of --dynamic: characters between updates."),
+    ] = None,
+    training_corpus: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --dynamic: what the model was trained on, to see which "
+            "weights move most. It is read as CORPUS is."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score a corpus: characters, nats and bits per character, perplexity."""
-    texts = _open_corpus(
-        corpus, field, columns, mode, limit, data_dir, template
-    )
+    settings = {
+        "learning_rate": learning_rate,
+        "decay": decay,
+        "segment_length": segment_length,
+        "training_texts": training_corpus,
+    }
+    settings = {k: v for k, v in settings.items() if v is not None}
+    if settings and not dynamic:
+        name = next(iter(settings)).replace("_texts", "_corpus")
+        raise ValueError(f"--{name.replace('_', '-')} goes with --dynamic")
+    if dynamic:
+        _check_backend(trains=True)
+    if blocks is not None and block_length is None:
+        raise ValueError("--blocks goes with --block-length")
+
+    def read(name):
+        return _open_corpus(
+            name, field, columns, mode, limit, data_dir, template
+        )
+
+    texts = read(corpus)
+    if block_length is not None and not texts.joined:
+        raise ValueError(
+            f"--block-length needs one stream, and {corpus} is many texts: "
+            "--mode windows with a .txt file"
+        )
+    if training_corpus is not None:
+        settings["training_texts"] = read(training_corpus)
     model = _load(model_file)
     from keras_chargen import scoring
+    from keras_chargen.dynamic import DynamicEvaluation
 
+    # What may be refused comes first.
+    evaluation = DynamicEvaluation(model, **settings) if dynamic else None
+    others = {}
+    if block_length is not None:
+        others["blocks"] = scoring.block_score(
+            model, texts, block_length, blocks, seed, batch_size
+        )
     if texts.joined:
         total = scoring.stream_score(model, texts)
     else:
@@ -915,12 +988,31 @@ def evaluate(
         total = sum(scores, scoring.EMPTY)
     if not total.characters:
         raise ValueError(f"{corpus} holds no character that {model_file} knows")
+    if evaluation is not None:
+        others["dynamic"] = (
+            evaluation.stream_score(texts)
+            if texts.joined
+            else sum(evaluation.iter_scores(texts), scoring.EMPTY)
+        )
     if as_json:
         figures = {"texts": total.texts, **_figures(total)}
+        for name, score in others.items():
+            figures[name] = {"texts": score.texts, **_figures(score)}
         _print_json({"model": model_file, "corpus": corpus, **figures})
         return
+    _write_table(total)
+    titles = {
+        "blocks": f"in blocks of {block_length}",
+        "dynamic": "dynamic evaluation",
+    }
+    for name, score in others.items():
+        _write(f"\n{titles[name]}\n")
+        _write_table(score)
+
+
+def _write_table(score):
     for name in ("texts", *_FIGURES):
-        value = getattr(total, name)
+        value = getattr(score, name)
         shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
         _write(f"{name.replace('_', ' '):<20}{shown:>18}\n")
 

@@ -222,6 +222,45 @@ def compile_function(function, variables=()):
     return _eager(function)
 
 
+def value_and_gradients(function, tensors):
+    """Computes a function and its gradients, inside a compiled function too.
+
+    Args:
+        function: Takes the list of tensors and returns a scalar, which is
+            differentiated, and other (nested) tensors, which are not.
+        tensors: List of float tensors.
+
+    Returns:
+        What `function` returns, and the list of gradients, zeros where the
+        scalar does not depend on a tensor.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.value_and_grad(function, has_aux=True)(tensors)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(tensors)
+            results = function(tensors)
+        gradients = tape.gradient(
+            results[0], tensors, unconnected_gradients="zero"
+        )
+        # Of rows that were looked up, TensorFlow gives those alone.
+        return results, [tf.convert_to_tensor(x) for x in gradients]
+    import torch
+
+    with torch.enable_grad():
+        tensors = [x.detach().requires_grad_() for x in tensors]
+        results = function(tensors)
+        gradients = torch.autograd.grad(
+            results[0], tensors, allow_unused=True, materialize_grads=True
+        )
+    return keras.tree.map_structure(torch.Tensor.detach, results), gradients
+
+
 def compile_scan(body, outputs, variables=()):
     """Compiles a loop over rows of inputs that can stop early.
 

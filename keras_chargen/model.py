@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_chargen import generation, scoring
+from keras_chargen import dynamic, generation, scoring
 from keras_chargen.carrying import CarriedState
 from keras_chargen.checks import check_choice, check_integer, check_share
 from keras_chargen.compilation import trains_with_xla
@@ -336,9 +336,14 @@ class CharRNN(keras.Model):
         """Yields text as it is written: see `generation.stream`."""
         return generation.stream(self, prompts, max_new_tokens, **kwargs)
 
-    def score(self, texts, **kwargs):
-        """Scores texts: see `keras_chargen.scoring.score`."""
-        return scoring.score(self, texts, **kwargs)
+    def score(self, texts, dynamic_evaluation=False, **kwargs):
+        """Scores texts: see `keras_chargen.scoring.score`.
+
+        With `dynamic_evaluation` the model learns from each as it reads on,
+        which is another measure: see `keras_chargen.DynamicEvaluation`.
+        """
+        room = dynamic if dynamic_evaluation else scoring
+        return room.score(self, texts, **kwargs)
 
     def get_config(self):
         return {

@@ -60,6 +60,11 @@ class Score(NamedTuple):
 EMPTY = Score(0, 0, 0, 0.0)
 
 
+def part_score(nats, dropped=0, texts=0):
+    """Returns a `Score` of the nats `(n,)` of a part of a text."""
+    return Score(texts, len(nats), dropped, float(nats.sum(dtype="float64")))
+
+
 def score(model, texts, batch_size=64):
     """Scores texts of any length.
 
@@ -108,8 +113,7 @@ def _score_block(model, texts, batch_size):
             places, _surprisal(model, rows, batch_size), strict=True
         ):
             dropped = len(texts[i]) - len(ids[i])
-            total = float(nats.sum(dtype="float64"))
-            results[i] = Score(1, len(nats), dropped, total, nats)
+            results[i] = part_score(nats, dropped, 1)._replace(surprisal=nats)
     return results
 
 
@@ -149,31 +153,102 @@ def stream_score(model, pieces):
     Returns:
         A `Score`; the stream counts as one text.
     """
-    tokenizer = model.tokenizer
-    eos = np.full(1, tokenizer.eos_id, "int32")
-    state = _initial_state(model, 1)
-    left = eos if model.start else eos[:0]
+    state = initial_state(model, 1)
     total = Score(1, 0, 0, 0.0)
-    for ids, dropped, last in _stream_ids(tokenizer, pieces, eos):
-        left = np.append(left, ids)
-        total = total._replace(dropped=total.dropped + dropped)
-        while len(left) > WINDOW or (last and len(left) > 1):
-            row = left[: WINDOW + 1]
-            left = left[WINDOW:]
-            nats, state = _read(model, [row], WINDOW, 1, state)
-            nats = nats[0, : len(row) - 1]
-            total = total._replace(
-                characters=total.characters + len(nats),
-                nats=total.nats + float(nats.sum(dtype="float64")),
-            )
+    for ids, dropped in stretches(model, pieces, WINDOW):
+        nats, state = _read(model, [ids], WINDOW, 1, state)
+        nats = nats[0, : max(len(ids) - 1, 0)]
+        total += part_score(nats, dropped)
     return total
 
 
-def _stream_ids(tokenizer, pieces, eos):
+def block_score(
+    model, pieces, block_length=256, blocks=None, seed=0, batch_size=64
+):
+    """Scores blocks of a stream, each read without what stands before it.
+
+    The measure of nanoGPT: a block is read from the initial state, its first
+    character is only an input, and all others and the one after it count.
+    Early characters of a block have little to go by, so figures are higher
+    than those of `stream_score`.
+
+    Args:
+        model: `CharRNN`.
+        pieces: A str, or an iterable of str that joined are the stream. It is
+            kept in memory, as ids.
+        block_length: Positive integer, characters of a block that count.
+        blocks: Positive integer, how many at random places, which may
+            overlap; None takes all that follow one another, so that every
+            character of the stream but its first counts once.
+        seed: Non-negative integer, of the places.
+        batch_size: Positive integer, blocks read side by side.
+
+    Returns:
+        A `Score`, where a block counts as a text.
+
+    Raises:
+        ValueError: Where the stream is not longer than a block, or an
+            argument is out of range.
+    """
+    block_length = check_integer("block_length", block_length, 1)
+    batch_size = check_integer("batch_size", batch_size, 1)
+    if blocks is not None:
+        blocks = check_integer("blocks", blocks, 1)
+    seed = check_integer("seed", seed, 0)
+    length, parts = 0, []
+    for piece in [pieces] if isinstance(pieces, str) else pieces:
+        length += len(piece)
+        parts.append(model.tokenizer.tokenize(piece))
+    ids = np.concatenate(parts) if parts else np.zeros(0, "int32")
+    if len(ids) <= block_length:
+        raise ValueError(
+            f"a block of {block_length} needs a stream that is longer. "
+            f"Received: {len(ids)} known characters"
+        )
+    if blocks is None:
+        places = np.arange(0, len(ids) - 1, block_length)
+    else:
+        # As nanoGPT draws them.
+        last = len(ids) - block_length
+        places = np.random.default_rng(seed).integers(last, size=blocks)
+    total = Score(0, 0, length - len(ids), 0.0)
+    for first in range(0, len(places), batch_size):
+        rows = [
+            ids[place : place + block_length + 1]
+            for place in places[first : first + batch_size]
+        ]
+        for nats in _surprisal(model, rows, batch_size):
+            total += part_score(nats, texts=1)
+    return total
+
+
+def stretches(model, pieces, length):
+    """Cuts a stream into rows of ids, of which each begins with the last's end.
+
+    Args:
+        model: `CharRNN`.
+        pieces: Iterable of str; joined they are the stream.
+        length: Positive integer, how many ids of a row are scored at most:
+            all but its first.
+
+    Yields:
+        Ids int32, `(length + 1,)` or in the last row fewer, and the number of
+        characters left out since the last row.
+    """
+    tokenizer = model.tokenizer
+    eos = np.full(1, tokenizer.eos_id, "int32")
+    left, dropped = eos if model.start else eos[:0], 0
     for piece in pieces:
         ids = tokenizer.tokenize(piece)
-        yield ids, len(piece) - len(ids), False
-    yield eos, 0, True
+        dropped += len(piece) - len(ids)
+        left = np.append(left, ids)
+        first = 0
+        while len(left) - first > length:
+            yield left[first : first + length + 1], dropped
+            first, dropped = first + length, 0
+        left = left[first:]
+    # What is left has one id at least: no more than `length` with the `<eos>`.
+    yield np.append(left, eos), dropped
 
 
 def _with_boundaries(model, ids):
@@ -189,7 +264,7 @@ def _surprisal(model, rows, size):
     width = _SHORTEST
     while width < min(longest, WINDOW):
         width *= 2
-    state = _initial_state(model, size)
+    state = initial_state(model, size)
     parts = []
     for first in range(0, max(longest, 1), width):
         piece = [row[first : first + width + 1] for row in rows]
@@ -206,7 +281,8 @@ def _read(model, rows, width, size, state):
     return ops.convert_to_numpy(nats), state
 
 
-def _initial_state(model, size):
+def initial_state(model, size):
+    """Returns `model.initial_state(size)` as NumPy arrays."""
     return keras.tree.map_structure(
         ops.convert_to_numpy, model.initial_state(size)
     )

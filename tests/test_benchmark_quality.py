@@ -4,6 +4,7 @@ import itertools
 import math
 import types
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -188,6 +189,22 @@ def test_blocks_are_of_one_text_and_the_same_from_a_seed(benchmarks):
     np.testing.assert_array_equal(inputs, again)
     other, _ = protocols.blocks(np.arange(20), 7, 500, seed=1)
     assert (inputs != other).any()
+
+
+def test_the_blocks_are_those_that_the_package_scores(benchmarks):
+    from benchmarks import protocols
+    from keras_chargen import CharRNN, CharTokenizer, block_score
+
+    tokenizer = CharTokenizer([*"abc"])
+    model = CharRNN(tokenizer, units=2)
+    text = "abcacbbca" * 5
+    rows, targets = protocols.blocks(tokenizer.tokenize(text), 8, 4, seed=2)
+    logits = keras.ops.convert_to_numpy(model(rows)).astype("float64")
+    chosen = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    nats = (np.log(np.exp(logits).sum(-1)) - chosen).sum()
+    found = block_score(model, text, 8, blocks=4, seed=2)
+    assert found.characters == targets.size
+    assert found.nats == pytest.approx(nats, rel=1e-4)
 
 
 def test_the_transformer_is_that_of_nanogpt(benchmarks):

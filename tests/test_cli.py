@@ -657,6 +657,82 @@ def test_a_stream_is_evaluated_as_one_text(run, model_file, corpus):
     assert result["nats"] == pytest.approx(expected.nats, rel=1e-5)
 
 
+@trains
+@pytest.mark.parametrize("mode", ["lines", "windows"])
+def test_dynamic_evaluation_is_told_apart(run, model_file, tmp_path, mode):
+    corpus = tmp_path / "few.txt"
+    corpus.write_text("\n".join(TEXTS[:9]) + "\n")
+    arguments = ["evaluate", model_file, "--corpus", corpus, "--mode", mode]
+    static = json.loads(run(*arguments, "--json")[1])
+    more = ["--dynamic", "--training-corpus", corpus]
+    rates = ["--learning-rate", 0.02, "--decay", 0, "--segment-length", 16]
+    code, out, err = run(*arguments, *more, *rates, "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    learned = result.pop("dynamic")
+    assert result == static and learned.keys() == _figures_of(static)
+    assert learned["characters"] == static["characters"]
+    # The texts repeat.
+    assert learned["nats"] < 0.99 * static["nats"]
+    _, out, _ = run(*arguments, "--dynamic")
+    first, second = (
+        [line.split()[0] for line in table.splitlines()]
+        for table in out.split("\ndynamic evaluation\n")
+    )
+    assert first == second and len(first) > 6
+
+
+def _figures_of(result):
+    return result.keys() - {"model", "corpus"}
+
+
+def test_blocks_are_scored_beside_the_stream(run, model_file, corpus):
+    from keras_chargen.scoring import block_score
+
+    arguments = ["evaluate", model_file, "--corpus", corpus]
+    arguments += ["--mode", "windows", "--block-length", 32]
+    model, text = load_model(model_file), corpus.read_text()
+    result = json.loads(run(*arguments, "--json")[1])
+    assert result["blocks"].keys() == _figures_of(result) - {"blocks"}
+    expected = block_score(model, text, 32)
+    assert result["blocks"]["nats"] == pytest.approx(expected.nats, rel=1e-5)
+    drawn = ["--blocks", 3, "--seed", 1]
+    result = json.loads(run(*arguments, *drawn, "--json")[1])
+    expected = block_score(model, text, 32, 3, 1)
+    assert result["blocks"]["nats"] == pytest.approx(expected.nats, rel=1e-5)
+    assert "\nin blocks of 32\n" in run(*arguments)[1]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--decay", 0.1], "--decay goes with --dynamic"),
+        (["--training-corpus", "x"], "--training-corpus goes with --dynamic"),
+        (["--blocks", 3], "--blocks goes with --block-length"),
+        (["--block-length", 9], "--mode windows"),
+        (["--block-length", 9999, "--mode", "windows"], "needs a stream"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused(
+    refused, model_file, corpus, arguments, said
+):
+    message = refused("evaluate", model_file, "--corpus", corpus, *arguments)
+    assert said in message
+
+
+@pytest.mark.skipif(
+    BACKEND not in ("numpy", "openvino"), reason="has gradients"
+)
+def test_dynamic_evaluation_without_gradients_is_refused(
+    refused, model_file, corpus, monkeypatch
+):
+    arguments = ["evaluate", model_file, "--corpus", corpus, "--dynamic"]
+    assert "tensorflow, jax, torch" in refused(*arguments)
+    # Keras takes the backend from its configuration file too.
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    assert "tensorflow, jax or torch" in refused(*arguments)
+
+
 def test_a_corpus_without_a_known_character_is_scored_by_its_ends(
     run, model_file, tmp_path
 ):

@@ -12,6 +12,7 @@ from keras_chargen.compilation import (
     kept,
     round_up,
     trains_with_xla,
+    value_and_gradients,
 )
 
 BACKEND = keras.backend.backend()
@@ -153,6 +154,27 @@ def test_the_body_of_a_scan_may_look_at_values():
     x = np.array([[1], [0], [1]], "float32")
     _, ys = scan(np.zeros(1, "float32"), x, np.int32(3))
     assert arrays(ys)["y"][:, 0].tolist() == [1, -9, -8]
+
+
+@pytest.mark.trains
+def test_gradients_are_taken_inside_a_compiled_function():
+    def function(a, rows):
+        def value(tensors):
+            one, table, _ = tensors
+            found = ops.take(table, rows, axis=0)
+            return ops.sum(one * one) + 3 * ops.sum(found), {"found": found}
+
+        unused = ops.ones((2,))
+        return value_and_gradients(value, [a, 2 * a, unused])
+
+    a = np.array([1.0, 2.0, 4.0], "float32")
+    (value, others), gradients = arrays(
+        compile_function(function)(a, np.array([1, 1, 0], "int32"))
+    )
+    assert value == 21 + 3 * 10
+    assert others["found"].tolist() == [4, 4, 2]
+    # What a row is looked up from has a gradient as large as itself.
+    assert [x.tolist() for x in gradients] == [[2, 4, 8], [3, 6, 0], [0, 0]]
 
 
 def test_only_jax_trains_with_xla():

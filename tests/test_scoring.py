@@ -153,6 +153,60 @@ def test_a_stream_without_start_loses_its_first_character_alone():
     assert total.nats == pytest.approx(nats_of(model, "abc"), rel=1e-4)
 
 
+def blocks_of(model, text, places, length):
+    """Nats of blocks read from nothing, a character at a time."""
+    ids = model.tokenizer.tokenize(text)
+    step = compile_function(model.step, model.variables)
+    total = 0.0
+    for place in places:
+        state = keras.tree.map_structure(
+            ops.convert_to_numpy, model.initial_state(1)
+        )
+        row = ids[place : place + length + 1]
+        for i, following in itertools.pairwise(row):
+            logits, state = step(np.array([i], "int32"), state)
+            logits = np.array(ops.convert_to_numpy(logits)[0], "float64")
+            total += np.log(np.exp(logits).sum()) - logits[following]
+    return total
+
+
+def test_blocks_in_a_row_count_every_character_but_the_first(model):
+    text = "a bad cab, hahaha. " * 3
+    score = scoring.block_score(model, text, block_length=16, batch_size=2)
+    known = len(model.tokenizer.tokenize(text))
+    assert score[:3] == (-(-(known - 1) // 16), known - 1, len(text) - known)
+    expected = blocks_of(model, text, range(0, known - 1, 16), 16)
+    assert score.nats == pytest.approx(expected, rel=1e-4)
+
+
+def test_blocks_at_random_places_are_those_of_the_seed(model):
+    text = "a bad cab " * 4
+    places = np.random.default_rng(5).integers(len(text) - 16, size=5)
+    score = scoring.block_score(model, text, 16, blocks=5, seed=5)
+    assert score[:3] == (5, 5 * 16, 0)
+    expected = blocks_of(model, text, places, 16)
+    assert score.nats == pytest.approx(expected, rel=1e-4)
+    assert scoring.block_score(model, text, 16, 5, seed=6).nats != score.nats
+
+
+def test_blocks_do_not_depend_on_the_pieces_of_a_stream(model):
+    whole = scoring.block_score(model, "a bad cab " * 4, 16)
+    assert scoring.block_score(model, ["a bad cab "] * 4, 16) == whole
+
+
+def test_a_stream_no_longer_than_a_block_is_refused(model):
+    assert scoring.block_score(model, "a" * 17, 16).characters == 16
+    for text in ("a" * 16, []):
+        with pytest.raises(ValueError, match="a block of 16 needs"):
+            scoring.block_score(model, text, 16)
+
+
+@pytest.mark.parametrize("name", ["block_length", "blocks", "batch_size"])
+def test_a_number_of_blocks_out_of_range_is_refused(model, name):
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        scoring.block_score(model, "a" * 99, **{name: 0})
+
+
 def test_scores_add_up():
     total = Score(1, 4, 0, 2.0) + Score(2, 4, 3, 6.0)
     assert total == Score(3, 8, 3, 8.0)

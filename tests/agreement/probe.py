@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 import keras_chargen
-from keras_chargen.compilation import compile_function
+from keras_chargen.compilation import compile_function, has_gradients
 from keras_chargen.samplers import (
     CUTS,
     DRY,
@@ -102,6 +102,17 @@ def main(path):
                 "nats": [
                     s.nats for s in model.score(["The cat", "", "x" * 300])
                 ],
+                "dynamic": [
+                    s.nats
+                    for s in model.score(
+                        PROMPTS * 9,
+                        dynamic_evaluation=True,
+                        learning_rate=1e-3,
+                        decay=1e-2,
+                    )
+                ]
+                if has_gradients()
+                else None,
             }
         )
     )

@@ -81,5 +81,8 @@ def test_a_model_says_the_same_under(backend, trained):
     assert len(differing) <= 1, differing
     assert found["log_probs"] == pytest.approx(expected["log_probs"], rel=1e-4)
     assert found["nats"] == pytest.approx(expected["nats"], rel=1e-5)
+    if found["dynamic"] is not None:
+        assert found["dynamic"] == pytest.approx(expected["dynamic"], rel=1e-3)
+        assert found["dynamic"][-1] < 0.98 * found["dynamic"][2]
     # Neither empty nor all alike, or equal texts would say little.
     assert len(set(found["sampled"][0] + found["sampled"][1])) == 6
