@@ -9,8 +9,9 @@ import time
 from typing import Any
 
 import keras
+import numpy as np
 
-from keras_chargen import samplers
+from keras_chargen import devices, samplers
 from keras_chargen.checks import check_integer, check_positive
 
 
@@ -132,15 +133,16 @@ class ProgressBar(keras.callbacks.Callback):
         console: Optional `rich.console.Console`; by default standard error.
         budget: Optional `TimeBudget`: the bar shows the time that is over, not
             the batches.
+        quiet: Whether to show nothing.
     """
 
-    def __init__(self, console=None, budget=None):
+    def __init__(self, console=None, budget=None, quiet=False):
         super().__init__()
         self.budget = budget
         if console is None:
             from rich.console import Console
 
-            console = Console(stderr=True)
+            console = Console(stderr=True, quiet=quiet)
         self.console = console
         self._bar: Any = None
         self._shown = 0.0
@@ -231,14 +233,18 @@ class StopOnSignal(keras.callbacks.Callback):
     """Ends training after the batch in which Ctrl-C or SIGTERM came.
 
     So the weights are whole and can be saved; a second one ends the process
-    at once. Works in the main thread; elsewhere it does nothing.
+    at once. Works in the main thread; elsewhere it does nothing. Processes
+    that train together stop together: they ask each other now and then.
 
     Attributes:
         received: The `signal.Signals` that came, or None.
     """
 
+    ASKING = 16  # batches
+
     def __init__(self):
         super().__init__()
+        self._batches = 0
         self.received = None
         self._previous = {}
 
@@ -261,7 +267,14 @@ class StopOnSignal(keras.callbacks.Callback):
         print("stopping after this batch", file=sys.stderr)
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.received is not None:
+        self._batches += 1
+        stops = self.received is not None
+        if devices.process()[1] > 1:
+            stops = (
+                self._batches % self.ASKING == 0
+                and devices.exchange(np.array([stops])).any()
+            )
+        if stops:
             self.model.stop_training = True
 
 
