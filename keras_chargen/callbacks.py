@@ -133,16 +133,15 @@ class ProgressBar(keras.callbacks.Callback):
         console: Optional `rich.console.Console`; by default standard error.
         budget: Optional `TimeBudget`: the bar shows the time that is over, not
             the batches.
-        quiet: Whether to show nothing.
     """
 
-    def __init__(self, console=None, budget=None, quiet=False):
+    def __init__(self, console=None, budget=None):
         super().__init__()
         self.budget = budget
         if console is None:
             from rich.console import Console
 
-            console = Console(stderr=True, quiet=quiet)
+            console = Console(stderr=True)
         self.console = console
         self._bar: Any = None
         self._shown = 0.0
@@ -268,13 +267,12 @@ class StopOnSignal(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self._batches += 1
-        stops = self.received is not None
+        stops = np.array([self.received is not None])
         if devices.process()[1] > 1:
-            stops = (
-                self._batches % self.ASKING == 0
-                and devices.exchange(np.array([stops])).any()
-            )
-        if stops:
+            if self._batches % self.ASKING:
+                return
+            stops = devices.exchange(stops)
+        if stops.any():
             self.model.stop_training = True
 
 

@@ -159,8 +159,8 @@ def train(
         typer.Option(
             "--devices",
             min=1,
-            help="Share each batch among so many GPUs, or parts of a CPU; "
-            "JAX and TensorFlow.",
+            help="Share each batch among so many GPUs, or cores of a CPU, of "
+            "this process; JAX and TensorFlow.",
         ),
     ] = 1,
     coordinator: Annotated[
@@ -233,7 +233,7 @@ def train(
     if processes > 1 and seconds is not None:
         raise ValueError("--time-budget excludes --processes: clocks differ")
     # The first process tells and writes.
-    log = _log if process_id == 0 else str
+    log = _log if process_id == 0 else lambda _: None
     if process_id:
         prompt = csv_log = log_dir = None
     if patience is not None and not held_out:
@@ -319,9 +319,11 @@ def train(
         f"parameters, backend {keras.backend.backend()}"
     )
     budget = None if seconds is None else callbacks.TimeBudget(seconds)
-    bar = callbacks.ProgressBar(budget=budget, quiet=process_id > 0)
+    bar = callbacks.ProgressBar(budget=budget)
     stop = callbacks.StopOnSignal()
-    watching = [callbacks.StopOnNonFinite(), bar, stop]
+    watching = [callbacks.StopOnNonFinite(), stop]
+    if not process_id:
+        watching.insert(1, bar)
     if budget is not None:
         watching.append(budget)
     if has_validation and (patience or seconds is not None):

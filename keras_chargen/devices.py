@@ -18,16 +18,18 @@ def use_devices(count, batch_size=None):
 
     The model must be made, or loaded, compiled and trained inside:
 
-    >>> with use_devices(4):
+    >>> with use_devices(2):
     ...     model = CharRNN(tokenizer)
     ...     model.compile()
     ...     model.fit(lines(texts, tokenizer, batch_size=64))
 
     Under JAX this is a `keras.distribution.DataParallel`, over the devices of
-    all processes where several are joined (`jax.distributed.initialize`);
-    under TensorFlow a `tf.distribute.MirroredStrategy`. The devices are GPUs
-    where there are any; else the CPU becomes as many, provided that the
-    backend has not begun to work.
+    all processes where several are joined; under TensorFlow a
+    `tf.distribute.MirroredStrategy`. The devices are GPUs where there are any;
+    else the CPU becomes as many, up to its cores, provided that the backend
+    has not begun to work. To have more of them than cores is the user's own
+    choice, made before: `XLA_FLAGS=--xla_force_host_platform_device_count=4`,
+    or `tf.config.set_logical_device_configuration`.
 
     Args:
         count: Positive integer, devices of this process. 1 changes nothing,
@@ -50,7 +52,7 @@ def use_devices(count, batch_size=None):
                 "`batch_size` must be a multiple of the number of devices, "
                 f"{count}. Received: {batch_size}"
             )
-    if count == 1 and process()[1] == 1:
+    if count == 1 and not _is_joined():
         return contextlib.nullcontext()
     backend = keras.backend.backend()
     if backend == "jax":
@@ -66,17 +68,26 @@ def use_devices(count, batch_size=None):
 def join(coordinator, processes, number):
     """Joins this process to others that train the same model, under JAX.
 
-    All of them call it, before anything else, and wait for each other.
+    All of them call it, before JAX begins to work, and wait for each other
+    (`jax.distributed.initialize`).
 
     Args:
         coordinator: str `"host:port"`, where process 0 can be reached.
         processes: Positive integer, how many there are.
         number: Integer from 0, which of them this one is.
+
+    Raises:
+        ValueError: An argument is out of range, or the backend is another.
     """
     if keras.backend.backend() != "jax":
         raise ValueError(
             "processes are joined under JAX alone. The backend is "
             f"{keras.backend.backend()}"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isascii() and port.isdigit()):
+        raise ValueError(
+            f"`coordinator` must be host:port. Received: {coordinator}"
         )
     processes = check_integer("processes", processes, 1)
     number = check_integer("number", number, 0)
@@ -92,13 +103,10 @@ def join(coordinator, processes, number):
 
 def process():
     """Returns the number of this process, and how many are joined."""
-    if keras.backend.backend() != "jax":
+    if not _is_joined():
         return 0, 1
     import jax
 
-    # The question how many there are would set JAX to work.
-    if not jax.distributed.is_initialized():
-        return 0, 1
     return jax.process_index(), jax.process_count()
 
 
@@ -155,33 +163,51 @@ def mean_of_batch(loss, weight):
     Returns:
         The loss, such that the sum over devices is the mean over all rows.
     """
-    if _replicas() == 1:
+    replicas = _replicas()
+    if replicas == 1:
         return loss
-    share = ops.divide_no_nan(weight, sum_of_batch(weight))
-    return loss * share * _replicas()
+    return loss * replicas * ops.divide_no_nan(weight, sum_of_batch(weight))
 
 
 def sum_of_batch(value):
     """Returns the sum over the devices of a `MirroredStrategy`, if any."""
-    return value if _replicas() == 1 else _add_up([value])[0]
+    if _replicas() == 1:
+        return value
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None:  # On no device: a look at shapes, a sum read already.
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
-def clip_whole_gradients(optimizer):
-    """Makes an optimizer clip gradients after the devices' are added up.
+def add_up_gradients_first(optimizer):
+    """Makes an optimizer add up the gradients of devices before all else.
 
-    Keras 3.15 clips those of each device of a `MirroredStrategy` alone, and
-    adds them up then; where it scales the loss, it looks at those of the first
+    Under a `MirroredStrategy` Keras 3.15 clips those of each device alone and
+    adds them up last; where it scales the loss, it looks at those of the first
     device to see whether they are finite.
     """
     if _replicas() == 1:
         return
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    clip, apply = inner._clip_gradients, optimizer.apply
-    inner._clip_gradients = lambda grads: _share(clip(_add_up(grads)))
-    if inner is not optimizer:
-        optimizer.apply = lambda grads, variables: apply(
-            _share(_add_up(grads)), variables
-        )
+    add_up, apply = inner._all_reduce_sum_gradients, optimizer.apply
+
+    def apply_sums(grads, variables):
+        pairs = add_up(zip(grads, variables, strict=True))
+        apply(*zip(*pairs, strict=True))
+
+    optimizer.apply = apply_sums
+    inner._all_reduce_sum_gradients = lambda pairs: pairs
+
+
+def _is_joined():
+    if keras.backend.backend() != "jax":
+        return False
+    import jax
+
+    # To ask how many processes there are would set JAX to work.
+    return jax.distributed.is_initialized()
 
 
 def _replicas():
@@ -193,23 +219,6 @@ def _replicas():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def _add_up(tensors):
-    import tensorflow as tf
-
-    context = tf.distribute.get_replica_context()
-    if context is None:  # A look at shapes, on no device.
-        return tensors
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
-
-
-def _share(tensors):
-    """Divides sums into parts that the devices add up once more."""
-    import tensorflow as tf
-
-    # This one takes the sparse gradients of an embedding too.
-    return [tf.math.scalar_mul(1 / _replicas(), x) for x in tensors]
-
-
 def _data_parallel(count):
     import jax
 
@@ -217,9 +226,7 @@ def _data_parallel(count):
     devices = []
     for number in range(jax.process_count()):
         own = [one for one in jax.devices() if one.process_index == number]
-        _check_enough(
-            count, own, own[0].platform, f"XLA_FLAGS=--{_FORCED}={count}"
-        )
+        _check_enough(count, own, own[0].platform, f"XLA_FLAGS=--{_FORCED}")
         devices += [f"{one.platform}:{one.id}" for one in own[:count]]
     return keras.distribution.DataParallel(
         devices=devices, auto_shard_dataset=False
@@ -235,7 +242,11 @@ def _begin_jax(count):
     needed = 2 * count
     threads = int(os.environ.get("NPROC", cores()))
     parts = jax.config.jax_num_cpu_devices
-    if parts < 0 and _FORCED not in os.environ.get("XLA_FLAGS", ""):
+    if (
+        parts < 0
+        and _FORCED not in os.environ.get("XLA_FLAGS", "")
+        and count <= cores()
+    ):
         parts = count
     try:
         jax.config.update("jax_num_cpu_devices", parts)
@@ -255,27 +266,32 @@ def _mirrored(count):
     import tensorflow as tf
 
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-    if kind == "CPU":
+    if kind == "CPU" and count <= cores():
         (cpu,) = tf.config.list_physical_devices("CPU")
-        parts = [tf.config.LogicalDeviceConfiguration()] * count
-        # Once TensorFlow has begun to work it keeps the devices that it has.
-        with contextlib.suppress(RuntimeError):
-            tf.config.set_logical_device_configuration(cpu, parts)
+        if tf.config.get_logical_device_configuration(cpu) is None:
+            parts = [tf.config.LogicalDeviceConfiguration()] * count
+            # Once it has begun to work TensorFlow keeps what it has.
+            with contextlib.suppress(RuntimeError):
+                tf.config.set_logical_device_configuration(cpu, parts)
     found = tf.config.list_logical_devices(kind)
-    way = "tf.config.set_logical_device_configuration"
-    _check_enough(count, found, kind, way)
+    _check_enough(
+        count, found, kind, "tf.config.set_logical_device_configuration"
+    )
     names = [device.name for device in found[:count]]
     return tf.distribute.MirroredStrategy(names).scope()
 
 
 def _check_enough(count, found, kind, way):
-    if len(found) < count:
+    if len(found) >= count:
+        return
+    if kind.upper() == "CPU":
         more = (
-            ". A CPU becomes several where the backend has not begun to work: "
-            f"call `use_devices` first, or set {way}"
+            f". A CPU becomes as many as its cores, {cores()}, where the "
+            f"backend has not begun to work; {way} makes more"
         )
-        raise ValueError(
-            f"`count` must be at most the number of {kind.upper()} devices, "
-            f"{len(found)}. Received: {count}"
-            + (more if kind.upper() == "CPU" else "")
-        )
+    else:
+        more = ""
+    raise ValueError(
+        f"`count` must be at most the number of {kind.upper()} devices, "
+        f"{len(found)}. Received: {count}{more}"
+    )

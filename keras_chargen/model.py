@@ -6,7 +6,7 @@ from keras import ops
 from keras_chargen import generation, scoring
 from keras_chargen.checks import check_choice, check_integer, check_number
 from keras_chargen.compilation import trains_with_xla
-from keras_chargen.devices import clip_whole_gradients
+from keras_chargen.devices import add_up_gradients_first
 from keras_chargen.recurrent import CELLS
 from keras_chargen.tokenizer import CharTokenizer
 
@@ -158,7 +158,7 @@ class CharRNN(keras.Model):
             jit_compile=jit_compile,
             **kwargs,
         )
-        clip_whole_gradients(self.optimizer)
+        add_up_gradients_first(self.optimizer)
 
     def compile_from_config(self, config):
         """Compiles as the model was when it was saved."""

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_chargen import cli, devices
+from keras_chargen import CharRNN, CharTokenizer, cli, devices
 
 BACKEND = keras.backend.backend()
 ROOT = Path(__file__).parents[1]
@@ -22,62 +22,97 @@ SHARES = pytest.mark.skipif(
 )
 JAX = pytest.mark.skipif(BACKEND != "jax", reason="JAX joins processes")
 
-TRAIN = """
-import json, sys
+COMMAND = """
+import contextlib, io, json, re, sys
 import keras
 import numpy as np
-from keras_chargen import CharRNN, CharTokenizer, devices, saving
+from keras_chargen import CharRNN, CharTokenizer, cli, devices, saving
 
-count, out, *others = json.loads(sys.argv[1])
+told = json.loads(sys.argv[1])
+
+
+def command(corpus, out, *more):
+    err = io.StringIO()
+    arguments = ["train", "--corpus", corpus, "--out", out, "--units", "4"]
+    with contextlib.redirect_stderr(err):
+        try:
+            cli.main([*arguments, "--batch-size", "8", *map(str, more)])
+        except SystemExit as end:
+            assert not end.code, err.getvalue()
+    return err.getvalue()
+"""
+
+SHARED_BATCHES = """
 random = np.random.default_rng(0)
-ids = random.integers(1, 9, (320, 12)).astype("int32")
+ids = random.integers(1, 9, (160, 12)).astype("int32")
 targets = np.roll(ids, -1, axis=1)
 # The rows of one device hold more characters than those of another.
-weights = (random.random((320, 12)) < np.arange(320)[:, None] % 8 / 8 + 0.1)
+weights = (random.random((160, 12)) < np.arange(160)[:, None] % 8 / 8 + 0.1)
 weights = weights.astype("float32")
 
 
-def fit(model, epochs):
+def fit(model):
     history = model.fit(
-        ids, targets, sample_weight=weights, batch_size=8, epochs=epochs,
-        shuffle=False, verbose=0,
-    )
-    return [history.history[name] for name in sorted(history.history)]
+        ids, targets, sample_weight=weights, batch_size=8, shuffle=False,
+        verbose=0,
+    ).history
+    return [history[name] for name in sorted(history)]
 
 
-with devices.use_devices(count, 8):
+def learn(count, out):
     found = {}
-    for cell in ("lstm", "gru", "simple"):
-        keras.utils.set_random_seed(0)
-        model = CharRNN(CharTokenizer("abcdefgh"), cell, units=8)
-        model.compile(
+    with devices.use_devices(count, 8):
+        for cell, settings in (
+            ("simple", {}),
+            ("gru", {"embedding_dim": 3}),
+            ("lstm", {}),
+        ):
+            keras.utils.set_random_seed(0)
+            model = CharRNN(
+                CharTokenizer("abcdefgh"), cell, units=8, **settings
+            )
             # A norm that is reached at every step.
-            keras.optimizers.Adam(5e-3, global_clipnorm=0.05)
-        )
-        found[cell] = fit(model, 1)
-    saving.save_model(model, out)
-    found["later"] = fit(model, 1)
-    found["text"] = model.generate("abc", 20)
-    found["nats"] = [s.nats for s in model.score(["abc", "hgfedcba", ""])]
-    for i, path in enumerate(others):
-        found[f"other {i}"] = fit(saving.load_model(path, compile=True), 1)
-    if keras.backend.backend() == "jax":
-        import jax
+            model.compile(keras.optimizers.Adam(5e-3, global_clipnorm=0.05))
+            found[cell] = fit(model)
+        found["weights"] = [w.tolist() for w in model.get_weights()]
+        saving.save_model(model, out)
+        found["later"] = fit(model)
+        found["text"] = model.generate("abc", 20)
+        found["nats"] = [s.nats for s in model.score(["abc", "hgfedcba", ""])]
+        if keras.backend.backend() == "jax":
+            import jax
 
-        program = str(jax.make_jaxpr(lambda x: model(x))(ids[:8]))
-        found["spread"] = "shard_map" in program
-        found["devices"] = len(model.weights[0].value.sharding.device_set)
-    else:
-        found["devices"] = model.distribute_strategy.num_replicas_in_sync
-assert keras.distribution.distribution() is None
-print(json.dumps(found))
+            program = str(jax.make_jaxpr(lambda x: model(x))(ids[:8]))
+            found["spread"] = "shard_map" in program
+            sharding = model.weights[0].value.sharding
+            found["devices"] = len(sharding.device_set)
+        else:
+            found["devices"] = model.distribute_strategy.num_replicas_in_sync
+    assert keras.distribution.distribution() is None
+    return found
+
+
+def go_on(count, file):
+    with devices.use_devices(count, 8):
+        return fit(saving.load_model(file, compile=True))
+
+
+files, count = told["files"], told["count"]
+several, one = learn(count, files[0]), learn(1, files[1])
+several["from one"], one["from several"] = (
+    go_on(count, files[1]), go_on(1, files[0])
+)
+for found, number, file in (several, count, "2"), (one, 1, "3"):
+    err = command(told["corpus"], files[int(file)], "--devices", number)
+    found["loss"] = float(re.search(r"epoch 1/1: loss (\\S+) nats", err)[1])
+print(json.dumps([several, one]))
 """
 
 
-def start(*arguments, **settings):
+def start(script, told, **settings):
     """A Python process without what tests may have set for this one."""
     return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
+        [sys.executable, "-c", COMMAND + script, json.dumps(told)],
         env={**os.environ, "PYTHONPATH": str(ROOT), **settings},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -94,51 +129,70 @@ def finish(*processes):
             process.kill()
     for process, (_, err) in zip(processes, texts, strict=True):
         assert process.returncode == 0, err
-    return texts
+    return [out for out, _ in texts]
 
 
-def train(count, out, *others, **settings):
-    arguments = json.dumps([count, str(out), *map(str, others)])
-    ((out, _),) = finish(start("-c", TRAIN, arguments, **settings))
-    return json.loads(out.splitlines()[-1])
+def letters(count):
+    random = np.random.default_rng(0)
+    sizes = random.integers(1, 30, count)
+    return ["".join(random.choice(list("abcdefgh"), size)) for size in sizes]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(letters(120)))
+    return path
 
 
 @SHARES
 @pytest.mark.slow
-def test_several_devices_learn_what_one_does_and_go_on_from_its_file(tmp_path):
-    files = tmp_path / "one.keras", tmp_path / "several.keras"
-    one = train(1, files[0])
+def test_several_devices_learn_what_one_does_and_go_on_from_its_file(
+    corpus, tmp_path
+):
+    told = {
+        "corpus": str(corpus),
+        "count": SEVERAL,
+        "files": [str(tmp_path / f"{i}.keras") for i in range(4)],
+    }
     forced = f"--xla_force_host_platform_device_count={SEVERAL}"
-    several = train(SEVERAL, files[1], files[0], XLA_FLAGS=forced)
-    again = train(1, tmp_path / "x.keras", files[1])
-    assert (one["devices"], several["devices"]) == (1, SEVERAL)
-    assert (one.get("spread"), several.get("spread")) in [
-        (False, True),
-        (None, None),
-    ]
-    for name in ("lstm", "gru", "simple", "later"):
+    process = start(SHARED_BATCHES, told, XLA_FLAGS=forced)
+    several, one = json.loads(finish(process)[0].splitlines()[-1])
+    assert (several["devices"], one["devices"]) == (SEVERAL, 1)
+    if BACKEND == "jax":
+        assert several["spread"] and not one["spread"]
+    for name in ("simple", "gru", "lstm", "later"):
         np.testing.assert_allclose(several[name], one[name], rtol=1e-5)
-    assert several["later"] < several["simple"]
+    for a, b in zip(several["weights"], one["weights"], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    assert several["later"] < several["lstm"]
     assert several["text"] == one["text"]
     np.testing.assert_allclose(several["nats"], one["nats"], rtol=1e-3)
-    np.testing.assert_allclose(several["other 0"], one["later"], rtol=1e-5)
-    np.testing.assert_allclose(again["other 0"], one["later"], rtol=1e-5)
+    np.testing.assert_allclose(several["from one"], one["later"], rtol=1e-5)
+    np.testing.assert_allclose(one["from several"], one["later"], rtol=1e-5)
+    # Keras takes the first batch from TensorFlow's devices for a look.
+    near = {"jax": 2e-4, "tensorflow": 2e-2}[BACKEND]
+    assert several["loss"] == pytest.approx(one["loss"], abs=near)
+    assert (tmp_path / "2.keras").is_file()
 
 
 JOINED = """
-import json, sys
-import numpy as np
+number, (first, second) = told["number"], told["outs"]
+err = command(
+    told["corpus"], [first, second][number], "--devices", 2, "--prompt", "abc",
+    *("--held-out", 0.1, "--coordinator", told["address"]),
+    *("--processes", 2, "--process-id", number),
+)
 import tensorflow as tf
-import keras
-from keras_chargen import CharRNN, CharTokenizer, devices, pipeline
+from keras_chargen import pipeline
 
-number, address, out, texts = json.loads(sys.argv[1])
-devices.join(address, 2, number)
-with devices.use_devices(1, 4):
+assert devices.process() == (number, 2)
+texts = open(told["corpus"]).read().splitlines()
+with devices.use_devices(2, 4):
     dataset = pipeline.text_dataset(devices.shard(texts))
     training, held_out = pipeline.split(dataset, 0.2)
     tokenizer = CharTokenizer("abcdefgh")
-    data = pipeline.lines(training, tokenizer, 4)
+    data = pipeline.lines(training, tokenizer, 4, buckets=[8, 30])
     batches = list(data.as_numpy_iterator())
     again = tf.data.Dataset.from_generator(
         lambda: iter(batches), output_signature=data.element_spec
@@ -146,27 +200,28 @@ with devices.use_devices(1, 4):
     keras.utils.set_random_seed(0)
     model = CharRNN(tokenizer, units=8)
     model.compile()
-    model.fit(again, epochs=2, shuffle=False, verbose=0)
-    arrays = dict(enumerate(model.get_weights()))
     history = model.fit(
-        data,
+        again,
         validation_data=pipeline.lines(
-            held_out, tokenizer, 4, training=False
+            held_out, tokenizer, 4, buckets=[8, 30], training=False
         ),
         shuffle=False,
         verbose=0,
     ).history
     text = model.generate("abc", 20)
+    count = len(model.weights[0].value.sharding.device_set)
 np.savez(
-    out,
-    **{f"weight_{i}": array for i, array in arrays.items()},
+    told["arrays"],
+    **{f"weight_{i}": w for i, w in enumerate(model.get_weights())},
     **{
         f"batch_{i}_{part}": array
         for i, batch in enumerate(batches)
         for part, array in enumerate(batch)
     },
 )
-print(json.dumps([len(list(training)), len(list(held_out)), history, text]))
+sizes = [len(list(training)), len(list(held_out))]
+with open(told["report"], "w") as file:
+    json.dump([err, sizes, len(batches), history, text, count], file)
 """
 
 
@@ -176,119 +231,70 @@ def free_address():
         return f"127.0.0.1:{one.getsockname()[1]}"
 
 
-def letters(count):
-    random = np.random.default_rng(0)
-    sizes = random.integers(1, 30, count)
-    return ["".join(random.choice(list("abcdefgh"), size)) for size in sizes]
-
-
 @JAX
 @pytest.mark.slow
-def test_joined_processes_learn_from_their_shards_what_one_would(tmp_path):
-    texts, address = letters(120), free_address()
-    outs = [tmp_path / f"{number}.npz" for number in range(2)]
-    found = finish(
-        *(
-            start("-c", JOINED, json.dumps([i, address, str(out), texts]))
-            for i, out in enumerate(outs)
-        )
-    )
-    first, second = (json.loads(out.splitlines()[-1]) for out, _ in found)
-    # Each has its own half of the texts; what they find they share.
-    assert first[0] + second[0] + first[1] + second[1] == 120
-    assert first[0] + first[1] == 60
-    assert first[2:] == second[2:]
-    assert first[2]["val_loss"][0] < 2.3
-    shares = [np.load(out) for out in outs]
-    count = sum("weight" in name for name in shares[0])
-    weights = [[share[f"weight_{i}"] for i in range(count)] for share in shares]
-    for a, b in zip(*weights, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-    steps = sum(name.endswith("_0") for name in shares[0]) - 1
-    batches = [
-        [
-            np.concatenate([share[f"batch_{i}_{part}"] for share in shares])
-            for part in range(3)
-        ]
-        for i in range(steps)
-    ]
-    from keras_chargen import CharRNN, CharTokenizer
-
-    keras.utils.set_random_seed(0)
-    model = CharRNN(CharTokenizer("abcdefgh"), units=8)
-    model.compile()
-    for _ in range(2):
-        for ids, targets, counts in batches:
-            model.train_on_batch(ids, targets, sample_weight=counts)
-    for a, b in zip(model.get_weights(), weights[0], strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    path = tmp_path / "texts.txt"
-    path.write_text("\n".join(letters(200)))
-    return path
-
-
-def arguments(corpus, out, *more):
-    return [
-        *("train", "--corpus", str(corpus), "--out", str(out)),
-        *("--units", "4", "--batch-size", "8", *map(str, more)),
-    ]
-
-
-def loss(text):
-    return float(re.search(r"epoch 1/1: loss (\S+) nats", text)[1])
-
-
-@SHARES
-@pytest.mark.slow
-def test_the_command_trains_on_several_devices(corpus, tmp_path, capsys):
-    command = arguments(corpus, tmp_path / "m.keras", "--devices", 2)
-    ((out, err),) = finish(start("-m", "keras_chargen", *command))
-    assert out == ""
-    with pytest.raises(SystemExit):
-        cli.main(arguments(corpus, tmp_path / "one.keras"))
-    # TensorFlow draws another order of the batches that it hands out.
-    near = {"jax": 2e-4, "tensorflow": 2e-2}[BACKEND]
-    assert loss(err) == pytest.approx(loss(capsys.readouterr().err), abs=near)
-    assert (tmp_path / "m.keras").is_file()
-
-
-@JAX
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["lines", "windows"])
-def test_the_command_joins_processes(corpus, tmp_path, mode):
-    corpus.write_text("\n".join(letters(5000)))  # two pieces for windows
-    address = free_address()
-    found = finish(
+def test_joined_processes_learn_from_their_shards_what_one_would(
+    corpus, tmp_path
+):
+    outs = [tmp_path / f"{number}.keras" for number in range(2)]
+    reports = [tmp_path / f"{number}.json" for number in range(2)]
+    arrays = [tmp_path / f"{number}.npz" for number in range(2)]
+    told = {
+        "corpus": str(corpus),
+        "address": free_address(),
+        "outs": list(map(str, outs)),
+    }
+    settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    printed = finish(
         *(
             start(
-                *("-m", "keras_chargen"),
-                *arguments(corpus, tmp_path / f"{number}.keras"),
-                *("--mode", mode, "--batch-size", 64, "--prompt", "abc"),
-                *("--held-out", 0),
-                *("--coordinator", address, "--processes", 2),
-                *("--process-id", number),
+                JOINED,
+                {
+                    **told,
+                    "number": number,
+                    "report": str(reports[number]),
+                    "arrays": str(arrays[number]),
+                },
+                **settings,
             )
             for number in range(2)
         )
     )
-    assert [out for out, _ in found] == ["", ""]
-    assert loss(found[0][1]) < 2.5
-    assert "epoch 1, greedy: abc" in found[0][1]
-    assert "read 5,000 texts" in found[0][1] or mode == "windows"
-    assert "epoch" not in found[1][1] and "read" not in found[1][1]
-    assert (tmp_path / "0.keras").is_file()
-    assert not (tmp_path / "1.keras").exists()
+    # By the command: the first process tells and writes.
+    assert printed == ["", ""]
+    first, second = (json.loads(path.read_text()) for path in reports)
+    assert "read 120 texts" in first[0]
+    assert "epoch 1, greedy: abc" in first[0]
+    assert second[0] == ""
+    assert outs[0].is_file() and not outs[1].exists()
+
+    # From Python: each has its own half of the texts, what they find they
+    # share.
+    assert sum(first[1]) == sum(second[1]) == 60
+    assert first[2:] == second[2:]
+    _, _, steps, history, _, count = first
+    assert history["val_loss"][0] < 2.3
+    assert count == 4
+    shares = [np.load(path) for path in arrays]
+    keras.utils.set_random_seed(0)
+    model = CharRNN(CharTokenizer("abcdefgh"), units=8)
+    model.compile()
+    for i in range(steps):
+        parts = [
+            np.concatenate([share[f"batch_{i}_{part}"] for share in shares])
+            for part in range(3)
+        ]
+        model.train_on_batch(*parts[:2], sample_weight=parts[2])
+    for i, weight in enumerate(model.get_weights()):
+        a, b = (share[f"weight_{i}"] for share in shares)
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(weight, a, atol=1e-4)
 
 
 @pytest.mark.needs_tensorflow
 @pytest.mark.parametrize("training", [True, False])
 def test_processes_have_batches_of_the_same_widths(monkeypatch, training):
-    from keras_chargen import CharTokenizer, pipeline
+    from keras_chargen import pipeline
 
     tokenizer = CharTokenizer("abcdefgh")
     parts = [letters(150)[i::3] for i in range(3)]
@@ -370,6 +376,13 @@ def test_other_backends_say_that_they_train_on_one_device():
 
 
 @JAX
+@pytest.mark.parametrize("place", ["localhost", ":1", "localhost:x"])
+def test_a_coordinator_has_a_port(place):
+    with pytest.raises(ValueError, match=f"host:port. Received: {place}"):
+        devices.join(place, 2, 0)
+
+
+@JAX
 def test_a_process_has_a_number_below_theirs():
     with pytest.raises(ValueError, match=r"below .* 2. Received: 2"):
         devices.join("127.0.0.1:1", 2, 2)
@@ -380,6 +393,10 @@ def test_a_process_has_a_number_below_theirs():
     ("more", "says"),
     [
         (["--devices", 3], "--batch-size must be a multiple .* 3"),
+        (
+            ["--devices", 1024, "--batch-size", 1024],
+            "`count` must be at most|NPROC=|`count` must be 1 under torch",
+        ),
         (["--processes", 2], "go together"),
         (["--coordinator", "localhost:1"], "go together"),
         (["--coordinator", "a:1", "--processes", 2, "--process-id", 2], "go"),
@@ -392,8 +409,10 @@ def test_a_process_has_a_number_below_theirs():
 def test_the_command_refuses_what_cannot_be(
     corpus, tmp_path, capsys, more, says
 ):
+    out = tmp_path / "m.keras"
+    command = ["train", "--corpus", corpus, "--out", out, "--batch-size", 8]
     with pytest.raises(SystemExit) as exit_:
-        cli.main(arguments(corpus, tmp_path / "m.keras", *more))
+        cli.main([str(word) for word in [*command, *more]])
     out, err = capsys.readouterr()
     assert (exit_.value.code, out) == (2, "")
     assert re.search(says, err) and len(err.splitlines()) == 1
