@@ -1,6 +1,7 @@
 """The devices, and the processes, that share the batches of training."""
 
 import contextlib
+import functools
 import os
 
 import keras
@@ -277,8 +278,16 @@ def _mirrored(count):
     _check_enough(
         count, found, kind, "tf.config.set_logical_device_configuration"
     )
-    names = [device.name for device in found[:count]]
-    return tf.distribute.MirroredStrategy(names).scope()
+    return _strategy(tuple(device.name for device in found[:count])).scope()
+
+
+@functools.cache
+def _strategy(names):
+    # One for all time: a second counts its messages from 1 again, and
+    # TensorFlow 2.21 takes them for those of the first.
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(names)
 
 
 def _check_enough(count, found, kind, way):
