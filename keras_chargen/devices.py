@@ -70,7 +70,8 @@ def join(coordinator, processes, number):
     """Joins this process to others that train the same model, under JAX.
 
     All of them call it, before JAX begins to work, and wait for each other
-    (`jax.distributed.initialize`).
+    (`jax.distributed.initialize`). After five minutes of waiting JAX ends the
+    process.
 
     Args:
         coordinator: str `"host:port"`, where process 0 can be reached.

@@ -183,7 +183,7 @@ JOINED = """
 number, (first, second) = told["number"], told["outs"]
 err = command(
     told["corpus"], [first, second][number], "--devices", 2, "--prompt", "abc",
-    *("--held-out", 0.1, "--coordinator", told["address"]),
+    *("--held-out", 0, "--coordinator", told["address"]),
     *("--processes", 2, "--process-id", number),
 )
 import tensorflow as tf
@@ -206,7 +206,7 @@ with devices.use_devices(2, 4):
     history = model.fit(
         again,
         validation_data=pipeline.lines(
-            held_out, tokenizer, 4, buckets=[8, 30], training=False
+            held_out, tokenizer, 4, buckets=[30], training=False
         ),
         shuffle=False,
         verbose=0,
