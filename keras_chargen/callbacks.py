@@ -9,8 +9,9 @@ import time
 from typing import Any
 
 import keras
+import numpy as np
 
-from keras_chargen import samplers
+from keras_chargen import devices, samplers
 from keras_chargen.checks import check_integer, check_positive
 
 
@@ -231,14 +232,18 @@ class StopOnSignal(keras.callbacks.Callback):
     """Ends training after the batch in which Ctrl-C or SIGTERM came.
 
     So the weights are whole and can be saved; a second one ends the process
-    at once. Works in the main thread; elsewhere it does nothing.
+    at once. Works in the main thread; elsewhere it does nothing. Processes
+    that train together stop together: they ask each other now and then.
 
     Attributes:
         received: The `signal.Signals` that came, or None.
     """
 
+    ASKING = 16  # batches
+
     def __init__(self):
         super().__init__()
+        self._batches = 0
         self.received = None
         self._previous = {}
 
@@ -261,7 +266,13 @@ class StopOnSignal(keras.callbacks.Callback):
         print("stopping after this batch", file=sys.stderr)
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.received is not None:
+        self._batches += 1
+        stops = np.array([self.received is not None])
+        if devices.process()[1] > 1:
+            if self._batches % self.ASKING:
+                return
+            stops = devices.exchange(stops)
+        if stops.any():
             self.model.stop_training = True
 
 

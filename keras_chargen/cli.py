@@ -111,6 +111,7 @@ Json = Annotated[
 
 @app.command()
 def train(
+    context: typer.Context,
     corpus: CorpusName,
     out: Annotated[str, typer.Option(help="The .keras file to write.")],
     field: Field = None,
@@ -158,6 +159,26 @@ def train(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch.")] = 64,
+    device_count: Annotated[
+        int,
+        typer.Option(
+            "--devices",
+            min=1,
+            help="Share each batch among so many GPUs, or cores of a CPU, of "
+            "this process; JAX and TensorFlow.",
+        ),
+    ] = 1,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            help="Train in several processes of JAX, which all run this "
+            "command: HOST:PORT where the first is reached."
+        ),
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
+    process_id: Annotated[
+        int, typer.Option(min=0, help="Which of them this is, from 0.")
+    ] = 0,
     learning_rate: Annotated[
         float, typer.Option(min=0, help="Of Adam, at the start.")
     ] = 5e-3,
@@ -204,23 +225,46 @@ def train(
                 f"--temperature must be finite and >= 0. Received: {choice}"
             )
     seconds = None if time_budget is None else _seconds(time_budget)
+    if batch_size % (device_count * processes):
+        raise ValueError(
+            "--batch-size must be a multiple of the devices of all processes, "
+            f"{device_count * processes}. Received: {batch_size}"
+        )
+    if (coordinator is None) != (processes == 1) or process_id >= processes:
+        raise ValueError(
+            "--coordinator, --processes above 1 and a --process-id below that "
+            "go together"
+        )
+    if processes > 1 and seconds is not None:
+        raise ValueError("--time-budget excludes --processes: clocks differ")
+    # The first process tells and writes.
+    log = _log if process_id == 0 else lambda _: None
+    if process_id:
+        prompt = csv_log = log_dir = None
     if patience is not None and not held_out:
         raise ValueError("--patience needs texts held out: --held-out above 0")
     if csv_log is not None:
         # A place that cannot be written is told before the corpus is read.
         open(csv_log, "a", encoding="utf-8").close()
     keras = _import_keras()
-    from keras_chargen import callbacks, pipeline, saving, scoring
+    import numpy as np
+
+    from keras_chargen import callbacks, devices, pipeline, saving, scoring
     from keras_chargen.model import CharRNN
     from keras_chargen.tokenizer import CharacterCounts, CharTokenizer
 
-    target = saving.check_target(out, force)
+    target = saving.check_target(out, force or process_id > 0)
     if log_dir is not None:
         callbacks.check_tensorboard()
+    if coordinator is not None:
+        # What joins them speaks on standard output.
+        os.dup2(2, 1)
+        devices.join(coordinator, processes, process_id)
+    context.with_resource(devices.use_devices(device_count))
     keras.utils.set_random_seed(seed)
 
     read = CharacterCounts()
-    dataset = pipeline.text_dataset(read.watch(texts))
+    dataset = pipeline.text_dataset(devices.shard(read.watch(texts)))
     counts = read.by_character()
     if len(counts) < 2:
         raise ValueError(
@@ -237,21 +281,24 @@ def train(
             return pipeline.windows(
                 part,
                 tokenizer,
-                batch_size,
+                batch_size // processes,
                 sequence_length=sequence_length,
                 joined=texts.joined,
                 **arguments,
             )
-        return pipeline.lines(part, tokenizer, batch_size, **arguments)
+        return pipeline.lines(
+            part, tokenizer, batch_size // processes, **arguments
+        )
 
     data = batches(training, True)
-    _log(
+    log(
         f"read {read.texts:,} {'pieces' if texts.joined else 'texts'}, "
         f"{read.characters:,} characters, {len(counts)} distinct"
         + (f", {texts.skipped:,} blank left out" if texts.skipped else "")
         + (f", {texts.replaced:,} not UTF-8" if texts.replaced else "")
     )
     has_validation = any(True for _ in validation.take(1))
+    has_validation = bool(devices.exchange(np.array([has_validation])).all())
     if patience is not None and not has_validation:
         raise ValueError(
             f"--patience needs texts held out, and of {corpus} none fell into "
@@ -273,14 +320,16 @@ def train(
             scoring.CharacterCount(),
         ],
     )
-    _log(
+    log(
         f"{cell.value}, {layers} x {units}, {model.count_params():,} "
         f"parameters, backend {keras.backend.backend()}"
     )
     budget = None if seconds is None else callbacks.TimeBudget(seconds)
     bar = callbacks.ProgressBar(budget=budget)
     stop = callbacks.StopOnSignal()
-    watching = [callbacks.StopOnNonFinite(), bar, stop]
+    watching = [callbacks.StopOnNonFinite(), stop]
+    if not process_id:
+        watching.insert(1, bar)
     if budget is not None:
         watching.append(budget)
     if has_validation and (patience or seconds is not None):
@@ -325,12 +374,13 @@ def train(
     finally:
         bar.stop()
         stop.restore()
-    saving.save_model(model, target)
+    if not process_id:
+        saving.save_model(model, target)
     if stop.received is not None:
         what = "interrupted" if stop.received == signal.SIGINT else "terminated"
-        _log(f"{what}; what was learned is saved as {target}")
+        log(f"{what}; what was learned is saved as {target}")
         raise typer.Exit(128 + stop.received)
-    _log(f"saved {target} after {time.perf_counter() - begin:.0f} s")
+    log(f"saved {target} after {time.perf_counter() - begin:.0f} s")
 
 
 @app.command()

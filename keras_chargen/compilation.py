@@ -6,6 +6,7 @@ but for the body of a loop, of which Torch keeps the operations alone.
 Callers hand over pure functions of `keras.ops` and see no difference.
 """
 
+import contextlib
 import functools
 import os
 import shutil
@@ -97,7 +98,8 @@ def side_by_side(forward, backward):
 
     Under TensorFlow a part is a program of XLA, and there are as many as
     cores: that is quicker than many cores on each small product of a loop.
-    JAX runs what is in one program one after the other.
+    JAX runs what is in one program one after the other; there each device of a
+    `keras.distribution.DataParallel` has a part.
 
     Args:
         forward: `(shared, batched) -> (found, kept)`: nested tensors, of which
@@ -111,6 +113,8 @@ def side_by_side(forward, backward):
         Two functions with the same contracts, but that what the first gives
         as `kept` is for the second alone.
     """
+    if keras.backend.backend() == "jax":
+        return _side_by_side_jax(forward, backward)
     if keras.backend.backend() != "tensorflow":
         return forward, backward
     import tensorflow as tf
@@ -153,11 +157,79 @@ def side_by_side(forward, backward):
     return forward_parts, backward_parts
 
 
+def _side_by_side_jax(forward, backward):
+    import jax
+    from jax.flatten_util import ravel_pytree
+    from jax.sharding import PartitionSpec
+
+    def mesh_for(rows):
+        distribution = keras.distribution.distribution()
+        if isinstance(distribution, keras.distribution.DataParallel):
+            mesh = distribution.device_mesh.backend_mesh
+            if rows.shape[0] % mesh.size == 0:
+                return mesh
+        return None
+
+    def spread(function, mesh, inputs, outputs):
+        # Left to itself, JAX has every device run the whole loop.
+        whole, rows = PartitionSpec(), PartitionSpec(*mesh.axis_names)
+        steps = PartitionSpec(None, *mesh.axis_names)
+        specs = {"whole": whole, "rows": rows, "steps": steps}
+        return jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=tuple(map(specs.get, inputs)),
+            out_specs=tuple(map(specs.get, outputs)),
+            check_vma=False,
+        )
+
+    def forward_parts(shared, batched):
+        mesh = mesh_for(batched[0])
+        if mesh is None:
+            return forward(shared, batched)
+        function = spread(forward, mesh, ("whole", "rows"), ("rows", "steps"))
+        return function(shared, batched)
+
+    def backward_parts(shared, rows, kept, upstream):
+        mesh = mesh_for(rows)
+        if mesh is None:
+            return backward(shared, rows, kept, upstream)
+
+        def summed(*arguments):
+            sums, found = backward(*arguments)
+            # Processes send each other a message for every array.
+            flat, unravel = ravel_pytree(sums)
+            return unravel(jax.lax.psum(flat, mesh.axis_names)), found
+
+        inputs, outputs = ("whole", "rows", "steps", "rows"), ("whole", "rows")
+        function = spread(summed, mesh, inputs, outputs)
+        return function(shared, rows, kept, upstream)
+
+    return forward_parts, backward_parts
+
+
 def cores():
     """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def one_device():
+    """Suspends the distribution over devices: they share training alone.
+
+    What one process does by itself must make no variable for all of them.
+    """
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    distribution = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(distribution)
 
 
 class _Programs:
@@ -386,16 +458,23 @@ def _compile_jax(function, variables):
     # Weights are arguments: as constants of the trace they would go stale.
     def stateless(values, *args):
         mapping = list(zip(variables, values, strict=True))
-        with keras.StatelessScope(state_mapping=mapping):
+        with one_device(), keras.StatelessScope(state_mapping=mapping):
             return function(*args)
 
     compiled = jax.jit(stateless)
 
     @functools.wraps(function)
     def call(*args):
-        return compiled([variable.value for variable in variables], *args)
+        return compiled([_one_copy(v.value) for v in variables], *args)
 
     return call
+
+
+def _one_copy(value):
+    # Where several devices train, each has all of it.
+    if len(value.sharding.device_set) == 1:
+        return value
+    return value.addressable_data(0)
 
 
 def _keep_jax(folder):

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_chargen import dynamic, generation, scoring
+from keras_chargen import devices, dynamic, generation, scoring
 from keras_chargen.carrying import CarriedState
 from keras_chargen.checks import check_choice, check_integer, check_share
 from keras_chargen.compilation import trains_with_xla
@@ -213,9 +213,13 @@ class CharRNN(keras.Model):
         Args:
             batch_size: Positive integer, rows of every batch to come; None
                 ends it.
+
+        Raises:
+            ValueError: Several devices share the batches.
         """
         if batch_size is not None:
             batch_size = check_integer("batch_size", batch_size, 1)
+            devices.refuse_several("a state carried from batch to batch")
         state = () if batch_size is None else self.initial_state(batch_size)
         self._carried.resize(batch_size, state)
         # A compiled step of training has the old one in it.
@@ -265,6 +269,7 @@ class CharRNN(keras.Model):
             jit_compile=jit_compile,
             **kwargs,
         )
+        devices.add_up_gradients_first(self.optimizer)
 
     def get_compile_config(self):
         # Torch's own optimizers are in a room that other backends lack; they

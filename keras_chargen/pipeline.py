@@ -16,6 +16,7 @@ import weakref
 import numpy as np
 import tensorflow as tf
 
+from keras_chargen import devices
 from keras_chargen.checks import check_integer, check_share
 from keras_chargen.compilation import cores
 from keras_chargen.corpora import hide_gpus_from_tensorflow
@@ -180,10 +181,11 @@ def lines(
     widths = _cut(widths, max_length)
     count = int(widths.sum())
     kind = "texts" if count == texts else "pieces of texts"
-    _check_count(batch_size, count, kind, training)
+    everyone = devices.exchange(widths)
+    _check_count(batch_size, everyone, kind, training)
     if buckets is None:
-        minimum = batch_size if training else 1
-        buckets = fit_buckets(widths, max_length, minimum)
+        minimum = batch_size * len(everyone) if training else 1
+        buckets = fit_buckets(everyone.sum(0), max_length, minimum)
 
     def rows(ids, lengths):
         # One `<eos>` is the last target of a text and the first input of the
@@ -199,7 +201,8 @@ def lines(
     if training:
         parts = _joined(parts, sizes, count)
     blocks = parts.map(rows, _PARALLEL, deterministic=True)
-    return _batches(blocks, buckets, batch_size, count, training, seed)
+    batches = _batches(blocks, buckets, batch_size, count, training, seed)
+    return _in_step(batches, everyone, buckets, batch_size, training, seed)
 
 
 def windows(
@@ -256,7 +259,9 @@ def windows(
     targets = int(sizes.sum()) + joined + start - 1
     # What an offset leaves out may be a window.
     count = -(-targets // length) - bool(random_offset)
-    _check_count(batch_size, count, f"windows of {length} characters", training)
+    everyone = devices.exchange(np.array([count]))
+    kind = f"windows of {length} characters"
+    _check_count(batch_size, everyone, kind, training)
     if training:
         parts = _joined(parts, sizes, count)
     stream = parts.map(lambda ids, _: ids)
@@ -265,9 +270,9 @@ def windows(
     stream = stream.concatenate(mark) if joined else stream
     if random_offset:
         stream = _begin_later(stream, length, seed)
-    return _batches(
-        _cut_stream(stream, length), [length], batch_size, count, training, seed
-    )
+    stream = _cut_stream(stream, length)
+    batches = _batches(stream, [length], batch_size, count, training, seed)
+    return _in_step(batches, everyone, [length], batch_size, training, seed)
 
 
 def streams(
@@ -303,9 +308,10 @@ def streams(
         1. The first id of a row that begins with zeros is `~id`, below 0.
 
     Raises:
-        ValueError: An argument is out of range, or a stream has no
-            `sequence_length` characters.
+        ValueError: An argument is out of range, a stream has no
+            `sequence_length` characters, or several devices share the batches.
     """
+    devices.refuse_several("a batch of streams")
     batch_size = check_integer("batch_size", batch_size, 1)
     length = check_integer("sequence_length", sequence_length, 1)
     reset = check_share("reset", reset)
@@ -455,7 +461,8 @@ def _kept(parts, sizes):
     return parts.cache() if sizes.sum() <= KEPT_IDS else parts
 
 
-def _check_count(batch_size, count, rows, training):
+def _check_count(batch_size, everyone, rows, training):
+    count = int(everyone.sum(1).min())
     if count < (batch_size if training else 1):
         _refuse("batch_size", batch_size, rows, count)
 
@@ -623,6 +630,76 @@ def _batches(blocks, buckets, batch_size, count, training, seed):
         .apply(tf.data.experimental.assert_cardinality(full))
         .prefetch(_PREFETCH)
     )
+
+
+def _in_step(batches, everyone, buckets, batch_size, training, seed):
+    """Lets processes that train together have batches of one width each time.
+
+    The order of widths is drawn anew in every epoch, the same in all of them;
+    a process sets aside what it has too early. Batches that have no partner
+    of their width share the widest.
+
+    Args:
+        batches: Dataset of this process's batches.
+        everyone: Integers `(processes, W)`, the rows of each by width; where W
+            is 1, in the one bucket.
+        buckets: As for `_batches`.
+        batch_size: As for `_batches`.
+        training: As for `lines`. True leaves out batches that not every
+            process has a partner for; with False those who have none make up
+            for it by rows of weight 0.
+        seed: As for `lines`.
+
+    Returns:
+        Dataset like `batches`, and `batches` where there is one process.
+    """
+    if len(everyone) == 1:
+        return batches
+    ends = np.minimum(buckets, everyone.shape[1] - 1)
+    rows = everyone.cumsum(1)[:, ends]
+    full = np.diff(rows, prepend=0) // batch_size  # (processes, buckets)
+    if training:
+        planned = full.min(0)
+        rest = (rows[:, -1] // batch_size).min() - planned.sum()
+    else:
+        planned = full.max(0)
+        rest = (-(-rows[:, -1] // batch_size) - full.sum(1)).max()
+    number, epochs = devices.process()[0], itertools.count()
+
+    def in_step():
+        random = np.random.default_rng([seed, next(epochs)])
+        source = batches.as_numpy_iterator()
+        due = dict(zip(buckets, full[number], strict=True))
+        early: dict = {width: [] for width in buckets}
+        for width in random.permutation(np.repeat(buckets, planned)):
+            batch = None
+            if due[width]:
+                due[width] -= 1
+                while not early[width]:
+                    batch = next(source)
+                    early[batch[0].shape[1]].append(batch)
+                batch = early[width].pop(0)
+            yield _widen(batch, batch_size, width)
+        left = itertools.chain(*early.values(), source)
+        for _ in range(rest):
+            yield _widen(next(left, None), batch_size, buckets[-1])
+
+    return (
+        tf.data.Dataset.from_generator(
+            in_step, output_signature=batches.element_spec
+        )
+        .apply(tf.data.experimental.assert_cardinality(planned.sum() + rest))
+        .prefetch(_PREFETCH)
+    )
+
+
+def _widen(batch, rows, width):
+    """Pads a batch of arrays on the right; None is one of padding alone."""
+    if batch is None:
+        empty = np.zeros((rows, width), "int32")
+        return empty, empty, empty.astype("float32")
+    missing = width - batch[0].shape[1]
+    return tuple(np.pad(array, ((0, 0), (0, missing))) for array in batch)
 
 
 def _shuffle(block, seed):

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras.src.backend.common import global_state
 
+from keras_chargen.compilation import one_device
 from keras_chargen.files import replacing
 from keras_chargen.inspection import check_fit, inspect
 from keras_chargen.model import CharRNN
@@ -65,7 +66,7 @@ def save_model(model, path):
         OSError: It cannot be written; nothing is left behind.
     """
     try:
-        with replacing(path) as beside:
+        with replacing(path) as beside, one_device():
             model.save(beside)
     except OSError as error:
         reason = error.strerror or error

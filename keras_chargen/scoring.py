@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_chargen.checks import check_integer
 from keras_chargen.compilation import compile_function, kept
+from keras_chargen.devices import mean_of_batch, sum_of_batch
 from keras_chargen.tokenizer import EOS_TOKEN, PADDING_ID, pad
 
 WINDOW = 256  # characters that a model reads at once; the state goes on
@@ -335,6 +336,12 @@ class Crossentropy(keras.losses.Loss):
     def __init__(self, reduction="mean_with_sample_weight", **kwargs):
         super().__init__(reduction=reduction, **kwargs)
 
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        loss = super().__call__(y_true, y_pred, sample_weight)
+        if sample_weight is None or self.reduction != "mean_with_sample_weight":
+            return loss
+        return mean_of_batch(loss, ops.sum(sample_weight))
+
     def call(self, y_true, y_pred):
         """Returns nats `(B, T)` of targets `(B, T)`, logits `(B, T, V)`."""
         return surprisal(y_true, y_pred)
@@ -394,7 +401,7 @@ class CharacterCount(keras.metrics.Metric):
     def result(self):
         # A value of its own: the variable goes back to 0 when a validation
         # begins, before the logs are read.
-        return self.count + 0.0
+        return sum_of_batch(self.count + 0.0)
 
 
 def _weights(y_true, sample_weight, dtype):

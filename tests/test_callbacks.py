@@ -277,6 +277,21 @@ def test_sigterm_stops_as_ctrl_c_does():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("where", [0, 1])
+def test_joined_processes_stop_at_the_same_batch(monkeypatch, where):
+    received = np.arange(2)[:, None] == where
+    monkeypatch.setattr(rooms.devices, "process", lambda: (0, 2))
+    monkeypatch.setattr(rooms.devices, "exchange", lambda _: received)
+    stop = StopOnSignal()
+    stop.set_model(keras.Model())
+    stop.received = signal.SIGTERM if where == 0 else None
+    stopped = []
+    for batch in range(stop.ASKING):
+        stop.on_train_batch_end(batch)
+        stopped.append(getattr(stop.model, "stop_training", False))
+    assert stopped == [False] * (stop.ASKING - 1) + [True]
+
+
 # ---------------------------------------------------------- a budget of time
 
 

@@ -41,6 +41,7 @@ INSIDE_FUNCTIONS = {
     "coloring": {"rich"},
     "compilation": {"jax", "openvino", "tensorflow", "torch"},
     "corpora": {"tensorflow", "tensorflow_datasets"},
+    "devices": {"jax", "tensorflow"},
     "recurrent": {"torch"},
 }
 
