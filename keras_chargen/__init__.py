@@ -19,6 +19,7 @@ _ROOMS = {
     "CharRNN": "model",
     "CharTokenizer": "tokenizer",
     "CharacterCount": "scoring",
+    "Checkpoint": "checkpoints",
     "Context": "samplers",
     "Crossentropy": "scoring",
     "DRY": "samplers",

@@ -93,6 +93,12 @@ class SampleText(keras.callbacks.Callback):
             self._board.close()
             self._board = None
 
+    def get_state(self):
+        return {"batches": self._batches}
+
+    def set_state(self, state):
+        self._batches = state["batches"]
+
     def _sample(self, moment, step):
         synchronize(self.model)
         for sampler in self.samplers:
@@ -201,6 +207,17 @@ class ProgressBar(keras.callbacks.Callback):
         figures = self._figures(logs, seconds)
         self.write(f"{self._epoch(epoch)}: {figures}")
 
+    def get_state(self):
+        return {
+            "batches": self._batches,
+            "seconds": time.perf_counter() - self._begin,
+        }
+
+    def set_state(self, state):
+        self._batches = state["batches"]
+        # Characters/s are those of the whole epoch.
+        self._begin = time.perf_counter() - state["seconds"]
+
     def on_train_end(self, logs=None):
         self.stop()
 
@@ -282,7 +299,9 @@ class TimeBudget(keras.callbacks.Callback):
     It rises in a straight line for the first 2 % of the time, then falls to 2 %
     of its peak along half a cosine (Loshchilov & Hutter, 2017), and training
     stops when the time is over. Validation counts: what the last one took is
-    set aside for the next.
+    set aside for the next. A run that goes on from a checkpoint has the time
+    that is left; as no clock ticks twice alike, its weights are not those of a
+    run that was not stopped.
 
     Args:
         seconds: Positive number.
@@ -342,6 +361,18 @@ class TimeBudget(keras.callbacks.Callback):
         if self.share() >= 1:
             self.model.stop_training = True
 
+    def get_state(self):
+        return {
+            "elapsed": self._clock() - self._begin,
+            "validation": self._validation,
+            "peak": self._peak,
+        }
+
+    def set_state(self, state):
+        self._begin = self._clock() - state["elapsed"]
+        self._validation = state["validation"]
+        self._peak = state["peak"]
+
     def on_train_end(self, logs=None):
         # The next `fit` finds the optimizer as it was.
         self._set(self._peak)
@@ -370,15 +401,23 @@ class StopOnNonFinite(keras.callbacks.Callback):
         self._losses = []
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch + 1
+        self._epoch, self._batch = epoch + 1, 0
 
     def on_train_batch_end(self, batch, logs=None):
-        self._losses.append((batch + 1, (logs or {}).get("loss", 0.0)))
+        self._batch += 1
+        self._losses.append((self._batch, (logs or {}).get("loss", 0.0)))
         if len(self._losses) >= self.every:
             self._look()
 
     def on_epoch_end(self, epoch, logs=None):
         self._look()
+
+    def get_state(self):
+        return {"batch": self._batch}
+
+    def set_state(self, state):
+        # Keras counts from 0 where an epoch is resumed.
+        self._batch = state["batch"]
 
     def _look(self):
         losses, self._losses = self._losses, []

@@ -77,13 +77,11 @@ class Oov(enum.StrEnum):
 
 
 ModelFile = Annotated[str, typer.Argument(help="A .keras file.")]
-CorpusName = Annotated[
-    str,
-    typer.Option(
-        help="python-docs, tfds:NAME[:SPLIT], or a .txt, .csv, .tsv or "
-        ".jsonl file, also with .gz.",
-    ),
-]
+CORPUS_HELP = (
+    "python-docs, tfds:NAME[:SPLIT], or a .txt, .csv, .tsv or .jsonl file, "
+    "also with .gz."
+)
+CorpusName = Annotated[str, typer.Option(help=CORPUS_HELP)]
 Field = Annotated[
     str | None,
     typer.Option(help="Column (name, or number from 1), key or feature."),
@@ -112,8 +110,12 @@ Json = Annotated[
 @app.command()
 def train(
     context: typer.Context,
-    corpus: CorpusName,
-    out: Annotated[str, typer.Option(help="The .keras file to write.")],
+    corpus: Annotated[
+        str | None, typer.Option(help=f"{CORPUS_HELP} Required.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="The .keras file to write. Required.")
+    ] = None,
     field: Field = None,
     template: TemplateOption = None,
     columns: Columns = None,
@@ -210,12 +212,37 @@ def train(
         str | None,
         typer.Option(help="Add the figures of each epoch to this CSV file."),
     ] = None,
+    checkpoint_dir: Annotated[
+        str | None,
+        typer.Option(
+            help="Save checkpoints in this folder: a run that is stopped, or "
+            "killed, goes on from there by --resume."
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        str, typer.Option(help="So often: 90s, 5m, 1h; or batches: 100b.")
+    ] = "5m",
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            help="Go on with the run of this folder of checkpoints, with its "
+            "options, and write its OUT anew."
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace OUT if it exists.")
     ] = False,
 ) -> None:
     """Train a model on a corpus and save it."""
     _check_backend(trains=True)
+    if resume is not None and context.obj is None:
+        context.obj = _resumed(context, resume)
+        return train(context, **context.params)
+    for name, value in (("corpus", corpus), ("out", out)):
+        if value is None:
+            raise ValueError(f"Missing option '--{name}'.")
+    saved = context.obj
+    often = _interval(checkpoint_every)
     texts = _open_corpus(
         corpus, field, columns, mode, limit, data_dir, template
     )
@@ -224,7 +251,7 @@ def train(
             raise ValueError(
                 f"--temperature must be finite and >= 0. Received: {choice}"
             )
-    seconds = None if time_budget is None else _seconds(time_budget)
+    seconds = _seconds("--time-budget", time_budget)
     if batch_size % (device_count * processes):
         raise ValueError(
             "--batch-size must be a multiple of the devices of all processes, "
@@ -237,6 +264,8 @@ def train(
         )
     if processes > 1 and seconds is not None:
         raise ValueError("--time-budget excludes --processes: clocks differ")
+    if processes > 1 and checkpoint_dir is not None:
+        raise ValueError("--checkpoint-dir excludes --processes")
     # The first process tells and writes.
     log = _log if process_id == 0 else lambda _: None
     if process_id:
@@ -249,11 +278,22 @@ def train(
     keras = _import_keras()
     import numpy as np
 
-    from keras_chargen import callbacks, devices, pipeline, saving, scoring
+    from keras_chargen import (
+        callbacks,
+        checkpoints,
+        devices,
+        pipeline,
+        saving,
+        scoring,
+    )
     from keras_chargen.model import CharRNN
     from keras_chargen.tokenizer import CharacterCounts, CharTokenizer
 
-    target = saving.check_target(out, force or process_id > 0)
+    # What the run that goes on has written may be replaced.
+    replaces = force or process_id > 0 or saved is not None
+    target = saving.check_target(out, replaces)
+    if checkpoint_dir is not None:
+        checkpoints.check_directory(checkpoint_dir, saved)
     if log_dir is not None:
         callbacks.check_tensorboard()
     if coordinator is not None:
@@ -264,7 +304,15 @@ def train(
     keras.utils.set_random_seed(seed)
 
     read = CharacterCounts()
-    dataset = pipeline.text_dataset(devices.shard(read.watch(texts)))
+    fingerprint = checkpoints.Fingerprint()
+    watched = texts if checkpoint_dir is None else fingerprint.watch(texts)
+    dataset = pipeline.text_dataset(devices.shard(read.watch(watched)))
+    if saved is not None and (
+        saved.header["settings"]["texts"] != fingerprint.digest()
+    ):
+        raise ValueError(
+            f"{corpus} holds other texts than when {saved.path} was saved"
+        )
     counts = read.by_character()
     if len(counts) < 2:
         raise ValueError(
@@ -356,6 +404,28 @@ def train(
         watching.insert(0, sampling)
     if log_dir is not None:
         watching.append(keras.callbacks.TensorBoard(log_dir))
+    checkpoint = None
+    if checkpoint_dir is None and processes == 1:
+        # The same batches as with checkpoints.
+        watching.append(
+            keras.callbacks.LambdaCallback(
+                on_epoch_begin=lambda epoch, logs: pipeline.seek(data, epoch)
+            )
+        )
+    elif checkpoint_dir is not None:
+        checkpoint = checkpoints.Checkpoint(
+            checkpoint_dir,
+            data,
+            watching,
+            **often,
+            settings={
+                "options": context.params,
+                "texts": fingerprint.digest(),
+            },
+            resume=saved,
+            write=bar.write,
+        )
+        watching = checkpoint.callbacks
     begin = time.perf_counter()
     try:
         model.fit(
@@ -364,13 +434,17 @@ def train(
             validation_data=batches(validation, False)
             if has_validation
             else None,
+            initial_epoch=checkpoint.initial_epoch if checkpoint else 0,
             callbacks=watching,
             # The dataset shuffles; Keras would warn that it does not.
             shuffle=False,
             verbose=0,
         )
     except FloatingPointError as error:
-        raise ValueError(f"{error}; {target} is not written") from error
+        left = f"{target} is not written"
+        if checkpoint is not None and checkpoint.path is not None:
+            left += f", {checkpoint.path} is the last good checkpoint"
+        raise ValueError(f"{error}; {left}") from error
     finally:
         bar.stop()
         stop.restore()
@@ -379,8 +453,12 @@ def train(
     if stop.received is not None:
         what = "interrupted" if stop.received == signal.SIGINT else "terminated"
         log(f"{what}; what was learned is saved as {target}")
+        if checkpoint is not None and checkpoint.path is not None:
+            log(f"--resume {checkpoint_dir} goes on from {checkpoint.path}")
         raise typer.Exit(128 + stop.received)
     log(f"saved {target} after {time.perf_counter() - begin:.0f} s")
+    if checkpoint is not None and checkpoint.failure is not None:
+        raise checkpoint.failure
 
 
 @app.command()
@@ -1164,11 +1242,15 @@ def main(arguments=None) -> None:
 
 
 _ENDLESS = 1 << 20  # epochs: the time budget ends before
+# Options that a run may be resumed with.
+_CHANGEABLE = ("checkpoint_every", "device_count")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
-def _seconds(text):
-    """Returns the seconds of a duration such as 90s, 20m, 1.5h."""
+def _seconds(option, text):
+    """Returns the seconds of a duration such as 90s, 20m, 1.5h, or None."""
+    if text is None:
+        return None
     number = text.rstrip("smh")
     try:
         seconds = float(number) * _UNITS[text.removeprefix(number)]
@@ -1176,10 +1258,66 @@ def _seconds(text):
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(
-            "--time-budget must be a number above 0 with s, m or h: 90s, 20m, "
+            f"{option} must be a number above 0 with s, m or h: 90s, 20m, "
             f"1.5h. Received: {text}"
         )
     return seconds
+
+
+def _interval(text):
+    """Returns what 5m or 100b means for `Checkpoint`."""
+    batches = text.removesuffix("b")
+    if batches == text:
+        return {"seconds": _seconds("--checkpoint-every", text)}
+    if not (batches.isdecimal() and int(batches)):
+        raise ValueError(
+            "--checkpoint-every must be a time such as 5m, or batches such as "
+            f"100b, above 0. Received: {text}"
+        )
+    return {"batches": int(batches)}
+
+
+def _resumed(context, directory):
+    """Returns the newest checkpoint of a run; the context gets its options."""
+    _import_keras()
+    from keras_chargen import checkpoints
+
+    saved = checkpoints.newest(directory)
+    stored = saved.header["settings"].get("options")
+    if not isinstance(stored, dict) or set(stored) != set(context.params):
+        raise ValueError(
+            f"{saved.path} is not of a run of this version's train"
+        )
+    options = {**stored, "checkpoint_dir": directory}
+    for name, value in json.loads(json.dumps(context.params)).items():
+        source = context.get_parameter_source(name)
+        if source.name != "COMMANDLINE" or name in ("resume", "force"):
+            continue
+        if name in _CHANGEABLE:
+            options[name] = value
+        elif value != options[name]:
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"--{option} {value} contradicts the run in {directory}, which "
+                f"has {options[name]}"
+            )
+    command = context.command
+    words = [
+        word
+        for parameter in command.params
+        for word in _words(parameter, options.get(parameter.name))
+    ]
+    context.params = command.make_context(context.info_name, words).params
+    return saved
+
+
+def _words(parameter, value):
+    """Returns the words of a command line that give an option its value."""
+    names = parameter.secondary_opts if value is False else parameter.opts
+    if value is None or isinstance(value, bool):
+        return [] if value is None else names[:1]
+    values = value if isinstance(value, list) else [value]
+    return [f"{names[0]}={value}" for value in values]
 
 
 class _ReaderGoneError(Exception):

@@ -42,6 +42,43 @@ def fuses_elementwise():
     return keras.backend.backend() in ("jax", "tensorflow")
 
 
+def random_state():
+    """Returns what random numbers depend on beside Keras's seed generators.
+
+    Under Torch Keras draws dropout from Torch's own generators, unless the
+    layer was given a seed. The other backends draw from keys alone.
+
+    Returns:
+        Dict of NumPy arrays uint8 `(N,)`, by device.
+    """
+    if keras.backend.backend() != "torch":
+        return {}
+    import torch
+
+    devices = torch.cuda.get_rng_state_all()
+    states = {f"cuda:{i}": state for i, state in enumerate(devices)}
+    states["cpu"] = torch.get_rng_state()
+    return {name: state.numpy() for name, state in states.items()}
+
+
+def set_random_state(states):
+    """Brings back what `random_state` gave; a device that is no more has none.
+
+    Args:
+        states: Dict of NumPy arrays.
+    """
+    if not states:
+        return
+    import torch
+
+    for name, state in states.items():
+        state = torch.from_numpy(state)
+        if name == "cpu":
+            torch.set_rng_state(state)
+        elif int(name.removeprefix("cuda:")) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, name)
+
+
 def runs_loops_eagerly():
     """Whether a loop of `keras.ops` outside compiled code may be long.
 

@@ -50,6 +50,9 @@ _FLAG = tf.TensorSpec([], tf.bool)
 # it is known that they are valid UTF-8.
 _BLOCKS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
+# The variable of the next epoch and batch, by dataset to train on.
+_POSITIONS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
 
 def text_dataset(texts):
     """Makes a dataset of single strings, valid UTF-8, from any texts.
@@ -201,7 +204,9 @@ def lines(
     if training:
         parts = _joined(parts, sizes, count)
     blocks = parts.map(rows, _PARALLEL, deterministic=True)
-    batches = _batches(blocks, buckets, batch_size, count, training, seed)
+    batches = _batches(
+        lambda seed: blocks, buckets, batch_size, count, training, seed
+    )
     return _in_step(batches, everyone, buckets, batch_size, training, seed)
 
 
@@ -268,10 +273,12 @@ def windows(
     mark = tf.data.Dataset.from_tensors([tf.constant(tokenizer.eos_id)])
     stream = mark.concatenate(stream) if start else stream
     stream = stream.concatenate(mark) if joined else stream
-    if random_offset:
-        stream = _begin_later(stream, length, seed)
-    stream = _cut_stream(stream, length)
-    batches = _batches(stream, [length], batch_size, count, training, seed)
+
+    def blocks(seed):
+        begun = _begin_later(stream, length, seed) if random_offset else stream
+        return _cut_stream(begun, length)
+
+    batches = _batches(blocks, [length], batch_size, count, training, seed)
     return _in_step(batches, everyone, [length], batch_size, training, seed)
 
 
@@ -347,14 +354,70 @@ def streams(
             batch, _PARALLEL, deterministic=True
         )
 
-    return (
-        _draws(seed)
-        .take(1)
-        .flat_map(epoch)
+    return _by_epoch(epoch, seed, steps)
+
+
+def seek(dataset, epoch, batch=0):
+    """Makes the next iteration that of a given epoch.
+
+    The batches of an epoch depend on the seed and its number alone; without
+    this, every iteration has the next number, and Keras looks at the first
+    batch of one more before it trains.
+
+    Args:
+        dataset: As `lines`, `windows` or `streams` give it, to train on.
+        epoch: Non-negative integer.
+        batch: Non-negative integer, how many batches are left out. Above 0
+            the iteration is to be left before its end, where TensorFlow would
+            miss them.
+
+    Raises:
+        ValueError: It is another dataset.
+    """
+    try:
+        position = _POSITIONS[dataset]
+    except (KeyError, TypeError):
+        raise ValueError(
+            "the data must come from `lines`, `windows` or `streams`, to train "
+            f"on. Received: {dataset!r}"
+        ) from None
+    position.assign([epoch, batch])
+
+
+def _by_epoch(make, seed, steps):
+    """Makes a dataset that is another in every epoch.
+
+    Args:
+        make: Function of an int64 scalar tensor, the seed of an epoch, that
+            gives the dataset of its batches.
+        seed: Non-negative integer.
+        steps: Integer, how many batches each of them has.
+
+    Returns:
+        `tf.data.Dataset`, of which `seek` knows.
+    """
+    # Where the ops of a dataset run, which are never on a GPU.
+    with tf.device("CPU:0"):
+        position = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
+
+    def begin(_):
+        epoch, batch = tf.unstack(position.read_value())
+        position.assign(tf.stack([epoch + 1, 0]))
+        drawn = tf.random.stateless_uniform(
+            [], tf.stack([seed % (1 << 63), epoch]), None, None, tf.int64
+        )
+        return drawn, batch
+
+    dataset = (
+        tf.data.Dataset.from_tensors(0)
+        .map(begin)
+        .flat_map(lambda drawn, batch: make(drawn).skip(batch))
         .with_options(_OPTIONS)
         .apply(tf.data.experimental.assert_cardinality(steps))
         .prefetch(_PREFETCH)
     )
+    _POSITIONS[dataset] = position
+    return dataset
 
 
 def count_widths(parts, start=True):
@@ -507,27 +570,17 @@ def _cut_rows(starts, lengths, longest):
     return tf.repeat(starts, pieces) + offsets, tf.minimum(lengths, longest)
 
 
-def _draws(seed):
-    """Makes a dataset of integers drawn by chance, others in every epoch."""
-    return tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
-
-
 def _begin_later(stream, length, seed):
-    """Leaves out fewer than `length` of the first ids, others in each epoch."""
+    """Leaves out fewer than `length` of the first ids, by the epoch's seed."""
+    number = tf.random.stateless_uniform(
+        [], tf.stack([seed, -1]), maxval=length, dtype=tf.int32
+    )
 
     def advance(left, ids):
         count = tf.minimum(left, tf.size(ids))
         return left - count, ids[count:]
 
-    return (
-        _draws(seed)
-        .take(1)
-        .flat_map(
-            lambda number: stream.scan(
-                tf.cast(number % length, tf.int32), advance
-            )
-        )
-    )
+    return stream.scan(number, advance)
 
 
 def _cut_stream(stream, length):
@@ -552,13 +605,14 @@ def _cut_stream(stream, length):
     return stream.scan(tf.zeros(0, tf.int32), advance)
 
 
-def _batches(blocks, buckets, batch_size, count, training, seed):
+def _batches(blocks_of, buckets, batch_size, count, training, seed):
     """Makes batches of rows.
 
     Args:
-        blocks: Dataset of `(ids (N,), starts (R,), lengths (R,))`: the inputs
-            of a row are `lengths` ids from `starts` on, its targets as many
-            from the next. All int32.
+        blocks_of: Function of the seed of an epoch, an int64 scalar tensor,
+            that gives a dataset of `(ids (N,), starts (R,), lengths (R,))`:
+            the inputs of a row are `lengths` ids from `starts` on, its targets
+            as many from the next. All int32.
         buckets: Ascending list of int, the widths of batches.
         batch_size: Positive integer, B.
         count: Integer, rows of all blocks.
@@ -568,13 +622,8 @@ def _batches(blocks, buckets, batch_size, count, training, seed):
     Returns:
         As `lines`.
     """
-    if training:
-        blocks = tf.data.Dataset.zip(blocks, _draws(seed)).map(
-            _shuffle, _PARALLEL, deterministic=True
-        )
     none = tf.zeros(0, tf.int32)
     flush = tf.data.Dataset.from_tensors((none, none, none, True))
-    blocks = blocks.map(lambda *block: (*block, False)).concatenate(flush)
     bounds = tf.constant(buckets)
 
     # Traced once: `scan` itself would trace it for the empty first state too.
@@ -606,8 +655,6 @@ def _batches(blocks, buckets, batch_size, count, training, seed):
         state = tf.gather(ids, left), lengths_left
         return state, (ids, starts, lengths, widths)
 
-    blocks = blocks.scan((none, none), advance).prefetch(1)
-
     def batches_of(ids, starts, lengths, widths):
         ids = tf.pad(ids, [[0, buckets[-1] + 1]])
 
@@ -623,10 +670,24 @@ def _batches(blocks, buckets, batch_size, count, training, seed):
         return slices.map(batch, _PARALLEL, deterministic=True)
 
     full = count // batch_size if training else -(-count // batch_size)
-    return (
-        blocks.flat_map(batches_of)
+
+    def batches(seed):
+        blocks = blocks_of(seed)
+        if training:
+            blocks = tf.data.Dataset.zip(blocks, tf.data.Dataset.counter()).map(
+                lambda block, number: _shuffle(block, tf.stack([seed, number])),
+                _PARALLEL,
+                deterministic=True,
+            )
+        blocks = blocks.map(lambda *block: (*block, False)).concatenate(flush)
+        blocks = blocks.scan((none, none), advance).prefetch(1)
         # A random offset may leave one more.
-        .take(full)
+        return blocks.flat_map(batches_of).take(full)
+
+    if training:
+        return _by_epoch(batches, seed, full)
+    return (
+        batches(seed)
         .apply(tf.data.experimental.assert_cardinality(full))
         .prefetch(_PREFETCH)
     )
@@ -705,7 +766,7 @@ def _widen(batch, rows, width):
 def _shuffle(block, seed):
     ids, starts, lengths = block
     order = tf.random.experimental.stateless_shuffle(
-        tf.range(tf.size(starts)), tf.stack([seed, 0])
+        tf.range(tf.size(starts)), seed
     )
     return ids, tf.gather(starts, order), tf.gather(lengths, order)
 

@@ -297,6 +297,120 @@ def test_ctrl_c_reaches_a_process_that_trains(corpus, tmp_path):
     assert load_model(target).units == 4
 
 
+# ---------------------------------------------------------- checkpoints
+
+
+@pytest.fixture
+def resumable(train, tmp_path):
+    """A run with checkpoints: what `train` gives, and their folder."""
+    folder = tmp_path / "run"
+
+    def resumable(*arguments, name="out.keras"):
+        return *train(
+            *("--checkpoint-dir", folder, "--checkpoint-every", "2b"),
+            *("--epochs", 2, "--dropout", 0.2, *arguments),
+            name=name,
+        ), folder
+
+    return resumable
+
+
+@trains
+def test_a_run_that_was_terminated_goes_on_as_if_it_were_not(
+    resumable, train, run, monkeypatch, tmp_path
+):
+    from keras_chargen import callbacks
+
+    class Signalling(callbacks.ProgressBar):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, logs)
+            if batch == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    # A checkpoint knows its callbacks by their names.
+    Signalling.__name__ = "ProgressBar"
+    *_, whole, folder = resumable(name="whole.keras")
+    folder.rename(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "ProgressBar", Signalling)
+        code, _, err, target, _ = resumable()
+    assert code == 143 and f"--resume {folder} goes on" in err
+    code, out, err = run("train", "--resume", folder, "--units", 4)
+    assert (code, out) == (0, "") and f"saved {target}" in err
+    assert "epoch 1/2: loss" in err and "epoch 2/2: loss" in err
+    for mine, expected in zip(
+        load_model(target, compile=True).optimizer.variables,
+        load_model(whole, compile=True).optimizer.variables,
+        strict=True,
+    ):
+        assert (mine.numpy() == expected.numpy()).all()
+    # Once more: all is done, and the model is written anew.
+    target.unlink()
+    code, _, err = run("train", "--resume", folder)
+    assert code == 0 and "epoch" not in err and target.exists()
+
+
+@pytest.fixture
+def stopped(resumable):
+    """The folder of a run of train, with its `train` and corpus."""
+    *_, folder = resumable()
+    return folder
+
+
+@trains
+def test_what_contradicts_a_run_is_refused(
+    stopped, refused, corpus, train, monkeypatch
+):
+    line = refused("train", "--resume", stopped, "--units", 5)
+    assert f"--units 5 contradicts the run in {stopped}, which has 4" in line
+    code, _, err, _ = train("--checkpoint-dir", stopped, name="new.keras")
+    assert code == 2 and "holds the checkpoints of a run" in err
+    corpus.write_text(corpus.read_text().replace("rains", "snows"))
+    line = refused("train", "--resume", stopped)
+    assert "holds other texts than when" in line
+    for path in stopped.iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    line = refused("train", "--resume", stopped)
+    assert "no checkpoint that can be used" in line and "damaged" in line
+
+
+@trains
+def test_a_disk_that_is_full_for_checkpoints_is_told_at_the_end(
+    resumable, monkeypatch
+):
+    from keras_chargen import checkpoints
+
+    def full(path, header, arrays):
+        raise OSError(errno.ENOSPC, f"cannot write {path}")
+
+    monkeypatch.setattr(checkpoints, "write", full)
+    code, _, err, target, folder = resumable("--epochs", 1)
+    assert code == 2 and target.exists() and not list(folder.iterdir())
+    assert "training goes on, there is none" in err
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "cannot write" in err.splitlines()[-1]
+
+
+@trains
+def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(resumable):
+    code, _, err, target, folder = resumable(
+        "--learning-rate", 1e38, "--checkpoint-every", "1b"
+    )
+    assert code == 2 and "the loss is" in err and not target.exists()
+    kept = list(folder.iterdir())
+    assert ("is the last good checkpoint" in err) is bool(kept)
+
+
+@pytest.mark.parametrize("every", ["0b", "b", "-1b", "1.5b", "5x", "0s"])
+def test_an_interval_that_is_none_is_refused(refused, every, tmp_path):
+    if BACKEND in cli.TRAINING_BACKENDS:
+        line = refused(
+            *("train", "--corpus", "c.txt", "--out", "m.keras"),
+            *("--checkpoint-dir", tmp_path, "--checkpoint-every", every),
+        )
+        assert "--checkpoint-every must be" in line
+
+
 # ---------------------------------------------------------- train refuses
 
 

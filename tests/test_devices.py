@@ -374,7 +374,7 @@ def test_a_state_is_carried_on_one_device(monkeypatch):
     tokenizer = CharTokenizer("abcdefgh")
     model = CharRNN(tokenizer, units=2)
     monkeypatch.setattr(devices, "_replicas", lambda: 2)
-    with pytest.raises(ValueError, match="state .* needs one device"):
+    with pytest.raises(ValueError, match=r"state .* needs one device"):
         model.carry_state(4)
     model.carry_state(None)
 

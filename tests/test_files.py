@@ -2,9 +2,12 @@
 
 import csv
 import io
+import os
+import stat
 
 import pytest
 
+from keras_chargen import files
 from keras_chargen.files import csv_text, replacing
 
 
@@ -22,6 +25,17 @@ def test_the_path_beside_keeps_the_suffix(tmp_path):
     with replacing(tmp_path / "a.keras") as beside:
         beside.write_bytes(b"")
         assert (beside.parent, beside.suffix) == (tmp_path, ".keras")
+
+
+def test_the_new_name_reaches_the_disk_too(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(
+        files.os, "fsync", lambda file: flushed.append(os.fstat(file))
+    )
+    with replacing(tmp_path / "a") as beside:
+        beside.write_bytes(b"a")
+    kinds = [stat.S_ISDIR(found.st_mode) for found in flushed]
+    assert kinds == [False, True]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -22,6 +22,7 @@ from keras_chargen.pipeline import (  # noqa: E402
     count_widths,
     fit_buckets,
     lines,
+    seek,
     split,
     streams,
     text_dataset,
@@ -323,6 +324,33 @@ def test_every_epoch_has_its_own_order(make):
     assert not equal(first, second)
     if make is lines:
         assert sorted(texts_of(dataset)) == sorted(some_texts())
+
+
+@pytest.mark.parametrize("make", [lines, windows, streams])
+def test_an_epoch_can_be_sought_from_any_batch_on(make):
+    arguments = {} if make is lines else {"sequence_length": 10}
+    if make is windows:
+        arguments["random_offset"] = True
+    dataset = make(some_texts(), TOKENIZER, 4, seed=3, **arguments)
+    epochs = [arrays(dataset) for _ in range(3)]
+    fresh = make(some_texts(), TOKENIZER, 4, seed=3, **arguments)
+    seek(fresh, 2, 5)
+    rest = len(epochs[2]) - 5
+    assert equal(arrays(fresh.take(rest)), epochs[2][5:])
+    # What comes after is not left out, nor are the numbers drawn twice.
+    seek(fresh, 0)
+    assert equal(arrays(fresh), epochs[0])
+    assert equal(arrays(fresh), epochs[1])
+
+
+def test_only_data_to_train_on_can_be_sought():
+    for dataset in (
+        lines(["abc"], TOKENIZER, 1, training=False),
+        lines(["abc"], TOKENIZER, 1).take(1),
+        None,
+    ):
+        with pytest.raises(ValueError, match="must come from `lines`"):
+            seek(dataset, 1)
 
 
 @pytest.mark.parametrize("make", [lines, windows])
