@@ -5,6 +5,7 @@ imported inside the commands, so that `--help` answers at once.
 """
 
 import contextlib
+import dataclasses
 import enum
 import importlib.util
 import io
@@ -41,6 +42,31 @@ class Mode(enum.StrEnum):
 
     lines = "lines"
     windows = "windows"
+    streams = "streams"
+
+
+class Preset(enum.StrEnum):
+    """Named settings: those of `recipes.RECIPES`."""
+
+    headlines = "headlines"
+    shakespeare = "shakespeare"
+    fast = "fast"
+    best = "best"
+
+
+class Schedule(enum.StrEnum):
+    """Schedules of the learning rate."""
+
+    constant = "constant"
+    cosine = "cosine"
+
+
+class Precision(enum.StrEnum):
+    """What training computes in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    auto = "auto"
 
 
 class Cell(enum.StrEnum):
@@ -120,22 +146,93 @@ def train(
     template: TemplateOption = None,
     columns: Columns = None,
     data_dir: DataDir = None,
-    mode: ModeOption = Mode.lines,
+    preset: Annotated[
+        Preset | None,
+        typer.Option(
+            help="Settings that have proved good, and for how long to train; "
+            "any option goes before. Without it a default holds."
+        ),
+    ] = None,
+    mode: Annotated[
+        Mode | None,
+        typer.Option(
+            help="A line is a text, or all is one stream: in windows that "
+            "begin anew, or in streams side by side whose state is carried on.",
+            show_default="lines",
+        ),
+    ] = None,
     sequence_length: Annotated[
-        int, typer.Option(min=1, help="Characters in a window.")
-    ] = 256,
-    cell: Annotated[Cell, typer.Option(help="Recurrent cell.")] = Cell.lstm,
-    units: Annotated[int, typer.Option(min=1, help="Width of a layer.")] = 128,
-    layers: Annotated[int, typer.Option(min=1, help="Recurrent layers.")] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Characters of a window, or that a gradient goes through.",
+            show_default="256",
+        ),
+    ] = None,
+    cell: Annotated[
+        Cell | None, typer.Option(help="Recurrent cell.", show_default="lstm")
+    ] = None,
+    units: Annotated[
+        int | None,
+        typer.Option(min=1, help="Width of a layer.", show_default="128"),
+    ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Recurrent layers.", show_default="1"),
+    ] = None,
     embedding_dim: Annotated[
         int | None, typer.Option(min=1, help="Embed; without it: one-hot.")
     ] = None,
+    tie_embeddings: Annotated[
+        bool | None,
+        typer.Option(
+            "--tie-embeddings",
+            help="Let the embedding, as wide as a layer, give the logits too.",
+        ),
+    ] = None,
     residual: Annotated[
-        bool, typer.Option(help="Layers as residual blocks, normalized.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--residual", help="Layers as residual blocks, normalized."
+        ),
+    ] = None,
     dropout: Annotated[
-        float, typer.Option(min=0, max=0.99, help="Dropped after a layer.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            min=0, max=0.99, help="Dropped after a layer.", show_default="0"
+        ),
+    ] = None,
+    variational_dropout: Annotated[
+        bool | None,
+        typer.Option(
+            "--variational-dropout/--no-variational-dropout",
+            help="Drop the same units of a row at all its steps.",
+            show_default="no-variational-dropout",
+        ),
+    ] = None,
+    input_dropout: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=0.99, help="Characters read as blank.", show_default="0"
+        ),
+    ] = None,
+    weight_dropout: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.99,
+            help="Dropped of the recurrent weights.",
+            show_default="0",
+        ),
+    ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            help="What training computes in; auto is bfloat16 where that is "
+            "faster. The file is float32.",
+            show_default="float32",
+        ),
+    ] = None,
     oov: Annotated[
         Oov, typer.Option(help="What becomes of unknown characters.")
     ] = Oov.drop,
@@ -160,7 +257,10 @@ def train(
             "texts held out, and save the best.",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch.")] = 64,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows a batch.", show_default="64"),
+    ] = None,
     device_count: Annotated[
         int,
         typer.Option(
@@ -182,8 +282,45 @@ def train(
         int, typer.Option(min=0, help="Which of them this is, from 0.")
     ] = 0,
     learning_rate: Annotated[
-        float, typer.Option(min=0, help="Of Adam, at the start.")
-    ] = 5e-3,
+        float | None,
+        typer.Option(
+            min=0, help="Of Adam, at its highest.", show_default="0.005"
+        ),
+    ] = None,
+    schedule: Annotated[
+        Schedule | None,
+        typer.Option(
+            help="Of the learning rate, where --epochs say how long.",
+            show_default="constant",
+        ),
+    ] = None,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(min=0, help="Of AdamW.", show_default="0"),
+    ] = None,
+    clip_norm: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Longest gradient of all weights.", show_default="1"
+        ),
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.999999,
+            help="Save moving averages of the weights, with this momentum.",
+        ),
+    ] = None,
+    label_smoothing: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.99,
+            help="Share of a target spread over all characters.",
+            show_default="0",
+        ),
+    ] = None,
     held_out: Annotated[
         float,
         typer.Option(min=0, max=0.9, help="Share of the texts kept to score."),
@@ -243,8 +380,9 @@ def train(
             raise ValueError(f"Missing option '--{name}'.")
     saved = context.obj
     often = _interval(checkpoint_every)
+    recipe = _recipe(context.params)
     texts = _open_corpus(
-        corpus, field, columns, mode, limit, data_dir, template
+        corpus, field, columns, recipe.mode, limit, data_dir, template
     )
     for choice in temperature or ():
         if not (math.isfinite(choice) and choice >= 0):
@@ -252,11 +390,16 @@ def train(
                 f"--temperature must be finite and >= 0. Received: {choice}"
             )
     seconds = _seconds("--time-budget", time_budget)
-    if batch_size % (device_count * processes):
+    if seconds is None and epochs is None and recipe.minutes is not None:
+        seconds = 60 * recipe.minutes
+    several = device_count * processes
+    if recipe.batch_size % several:
         raise ValueError(
             "--batch-size must be a multiple of the devices of all processes, "
-            f"{device_count * processes}. Received: {batch_size}"
+            f"{several}. Received: {recipe.batch_size}"
         )
+    if several > 1 and recipe.mode == Mode.streams:
+        raise ValueError("--mode streams is for one device and one process")
     if (coordinator is None) != (processes == 1) or process_id >= processes:
         raise ValueError(
             "--coordinator, --processes above 1 and a --process-id below that "
@@ -272,6 +415,8 @@ def train(
         prompt = csv_log = log_dir = None
     if patience is not None and not held_out:
         raise ValueError("--patience needs texts held out: --held-out above 0")
+    if patience is not None and recipe.ema_momentum is not None:
+        raise ValueError("--ema excludes --patience: it saves averages")
     if csv_log is not None:
         # A place that cannot be written is told before the corpus is read.
         open(csv_log, "a", encoding="utf-8").close()
@@ -284,9 +429,7 @@ def train(
         devices,
         pipeline,
         saving,
-        scoring,
     )
-    from keras_chargen.model import CharRNN
     from keras_chargen.tokenizer import CharacterCounts, CharTokenizer
 
     # What the run that goes on has written may be replaced.
@@ -323,20 +466,13 @@ def train(
     tokenizer.adapt_counts(counts)
     training, validation = pipeline.split(dataset, held_out)
 
+    # Each process has its rows of a batch.
+    recipe = dataclasses.replace(
+        recipe, batch_size=recipe.batch_size // processes
+    )
+
     def batches(part, fits):
-        arguments = {"training": fits, "seed": seed}
-        if mode is Mode.windows:
-            return pipeline.windows(
-                part,
-                tokenizer,
-                batch_size // processes,
-                sequence_length=sequence_length,
-                joined=texts.joined,
-                **arguments,
-            )
-        return pipeline.lines(
-            part, tokenizer, batch_size // processes, **arguments
-        )
+        return recipe.make_data(part, tokenizer, texts.joined, fits, seed)
 
     data = batches(training, True)
     log(
@@ -352,25 +488,16 @@ def train(
             f"--patience needs texts held out, and of {corpus} none fell into "
             f"--held-out {held_out}: a larger share, or more texts"
         )
-    model = CharRNN(
-        tokenizer,
-        cell=cell.value,
-        units=units,
-        num_layers=layers,
-        embedding_dim=embedding_dim,
-        dropout=dropout,
-        residual=residual,
-    )
-    model.compile(
-        optimizer=keras.optimizers.Adam(learning_rate, global_clipnorm=1.0),
-        weighted_metrics=[
-            scoring.BitsPerCharacter(),
-            scoring.CharacterCount(),
-        ],
-    )
+    epochs = epochs or (1 if seconds is None else _ENDLESS)
+    model = recipe.make_model(tokenizer)
+    if seconds is not None:
+        # The clock is the schedule.
+        recipe = dataclasses.replace(recipe, schedule="constant")
+    recipe.compile(model, epochs * int(data.cardinality()))
     log(
-        f"{cell.value}, {layers} x {units}, {model.count_params():,} "
-        f"parameters, backend {keras.backend.backend()}"
+        f"{model.cell}, {model.num_layers} x {model.units}, "
+        f"{model.count_params():,} parameters, backend "
+        f"{keras.backend.backend()}, {model.dtype_policy.compute_dtype}"
     )
     budget = None if seconds is None else callbacks.TimeBudget(seconds)
     bar = callbacks.ProgressBar(budget=budget)
@@ -380,7 +507,11 @@ def train(
         watching.insert(1, bar)
     if budget is not None:
         watching.append(budget)
-    if has_validation and (patience or seconds is not None):
+    if (
+        has_validation
+        and (patience or seconds is not None)
+        and recipe.ema_momentum is None
+    ):
         watching.append(
             keras.callbacks.EarlyStopping(
                 "val_bits_per_character",
@@ -430,7 +561,7 @@ def train(
     try:
         model.fit(
             data,
-            epochs=epochs or (1 if seconds is None else _ENDLESS),
+            epochs=epochs,
             validation_data=batches(validation, False)
             if has_validation
             else None,
@@ -448,6 +579,9 @@ def train(
     finally:
         bar.stop()
         stop.restore()
+    if model.dtype_policy.compute_dtype != "float32":
+        # What reads the file may know no better.
+        model = model.with_dtype("float32")
     if not process_id:
         saving.save_model(model, target)
     if stop.received is not None:
@@ -1311,6 +1445,25 @@ def _resumed(context, directory):
     return saved
 
 
+def _recipe(params):
+    """Returns the `Recipe` of a command: the preset's, and what is given."""
+    from keras_chargen.recipes import RECIPES, Recipe
+
+    preset = params["preset"]
+    recipe = Recipe() if preset is None else RECIPES[preset]
+    names = {"layers": "num_layers", "ema": "ema_momentum"}
+    given = {names.get(name, name): value for name, value in params.items()}
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    return dataclasses.replace(
+        recipe,
+        **{
+            name: getattr(given[name], "value", given[name])
+            for name in fields
+            if given.get(name) is not None
+        },
+    )
+
+
 def _words(parameter, value):
     """Returns the words of a command line that give an option its value."""
     names = parameter.secondary_opts if value is False else parameter.opts
@@ -1396,7 +1549,8 @@ def _open_corpus(corpus, field, columns, mode, limit, data_dir, template):
     return open_corpus(
         corpus,
         field=field,
-        mode=mode.value,
+        # A stream is cut up later.
+        mode="lines" if mode == Mode.lines else "windows",
         columns=columns.split(",") if columns else None,
         limit=limit,
         data_dir=data_dir,

@@ -109,6 +109,22 @@ def has_gradients():
     return keras.backend.backend() in ("tensorflow", "jax", "torch")
 
 
+def gains_by_bfloat16():
+    """Whether training is faster in bfloat16 than in float32.
+
+    It is under Torch, whose kernels use what the processor has for it. JAX and
+    TensorFlow gain nothing on a CPU.
+    """
+    if keras.backend.backend() != "torch":
+        return False
+    import torch
+
+    device = keras.ops.zeros(()).device.type
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
 def way_to_scan():
     """Returns how a linear recurrence over time is best run.
 

@@ -283,6 +283,29 @@ class CharRNN(keras.Model):
         self.compile(**{**config, "jit_compile": "auto"})
         self.optimizer.build(self.trainable_variables)
 
+    def with_dtype(self, dtype):
+        """Returns a copy that computes in another precision, trained as far.
+
+        Args:
+            dtype: As for every Keras layer: `"float32"`, `"mixed_bfloat16"`.
+
+        Returns:
+            `CharRNN` with the weights and the carried state of this one, and
+            where it is compiled the optimizer with its own.
+        """
+        model = self.from_config({**self.get_config(), "dtype": dtype})
+        model.carry_state(self._carried.batch_size)
+        model.set_weights(self.get_weights())
+        if self.compiled:
+            model.compile_from_config(self.get_compile_config())
+            optimizers: list[Any] = [self.optimizer, model.optimizer]
+            old, new = (getattr(x, "inner_optimizer", x) for x in optimizers)
+            for value, variable in zip(
+                old.variables, new.variables, strict=True
+            ):
+                variable.assign(value)
+        return model
+
     def initial_state(self, batch_size):
         """Returns the state before the first character.
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_chargen.checks import check_integer
+from keras_chargen.checks import check_integer, check_share
 from keras_chargen.compilation import compile_function, kept
 from keras_chargen.devices import mean_of_batch, sum_of_batch
 from keras_chargen.tokenizer import EOS_TOKEN, PADDING_ID, pad
@@ -329,12 +329,20 @@ class Crossentropy(keras.losses.Loss):
     Torch a step of training takes 3 % less time with this one.
 
     Args:
+        label_smoothing: Number in [0, 1), share of each target that is spread
+            evenly over all characters (Szegedy et al., 2016).
         reduction: As for every Keras loss.
         **kwargs: `name`, `dtype`.
     """
 
-    def __init__(self, reduction="mean_with_sample_weight", **kwargs):
+    def __init__(
+        self,
+        label_smoothing=0.0,
+        reduction="mean_with_sample_weight",
+        **kwargs,
+    ):
         super().__init__(reduction=reduction, **kwargs)
+        self.label_smoothing = check_share("label_smoothing", label_smoothing)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         loss = super().__call__(y_true, y_pred, sample_weight)
@@ -344,7 +352,15 @@ class Crossentropy(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         """Returns nats `(B, T)` of targets `(B, T)`, logits `(B, T, V)`."""
-        return surprisal(y_true, y_pred)
+        nats = surprisal(y_true, y_pred)
+        if not self.label_smoothing:
+            return nats
+        logits = ops.cast(y_pred, "float32")
+        even = ops.logsumexp(logits, axis=-1) - ops.mean(logits, axis=-1)
+        return nats + self.label_smoothing * (even - nats)
+
+    def get_config(self):
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
 
 
 @keras.saving.register_keras_serializable(package="keras_chargen")
