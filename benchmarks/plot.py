@@ -20,6 +20,14 @@ PANELS = (
     ("writing", "writing", "Writing, LSTM 128", "log"),
 )
 
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "keras_chargen",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
 
 def write(results, path):
     """Draws the results as an SVG.
@@ -31,14 +39,7 @@ def write(results, path):
     import matplotlib
     from matplotlib.figure import Figure
 
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "keras_chargen",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         for axes, panel in zip(
             figure.subplots(1, len(PANELS)), PANELS, strict=True
@@ -61,6 +62,38 @@ def write(results, path):
                 handlelength=1,
             )
         figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def write_curve(results, path):
+    """Draws how the run of `benchmarks.quality` that was interrupted learned.
+
+    Args:
+        results: Dict by name of a piece of work of its rows.
+        path: Path of the SVG.
+    """
+    rows = results.get("best", {}).get("rows", {})
+    found = [row for row in rows.values() if "curve" in row]
+    if not found:
+        return
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6, 3.2), layout="constrained")
+        axes = figure.subplots()
+        seconds, nats = zip(*found[0]["curve"], strict=True)
+        axes.plot([x / 60 for x in seconds], nats, ".-", color="#009E73")
+        for second, signal in found[0]["stops"]:
+            axes.axvline(second / 60, color="#777777", linestyle=":")
+            axes.annotate(
+                f" {signal}",
+                (second / 60, 1),
+                xycoords=("data", "axes fraction"),
+                va="top",
+            )
+        axes.set_xlabel("minutes of training")
+        axes.set_ylabel("nats per character, held out")
+        figure.savefig(path, metadata={"Date": None})
 
 
 def _draw(axes, results, script, prefix, title, scale):

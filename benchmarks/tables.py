@@ -5,6 +5,10 @@ from pathlib import Path
 from benchmarks.report import shown
 from benchmarks.targets import TARGETS, evaluate
 
+QUALITY = (
+    "<!-- quality: `python -m benchmarks.quality` writes it -->",
+    "<!-- end of quality -->",
+)
 README = Path(__file__).parent / "README.md"
 BEGIN = "<!-- results: `python -m benchmarks` writes them -->"
 END = "<!-- end of results -->"
@@ -12,11 +16,53 @@ END = "<!-- end of results -->"
 
 def write(results, path=README):
     """Puts the tables in place of the last ones."""
+    _put(path, (BEGIN, END), render(results))
+
+
+def write_quality(results, path=README):
+    """Puts the table of `benchmarks.quality` in place of the last one."""
+    _put(path, QUALITY, quality(results))
+
+
+def _put(path, marks, table):
     text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    text = f"{before}{BEGIN}\n\n{render(results)}\n{END}{after}"
+    before, _, rest = text.partition(marks[0])
+    _, _, after = rest.partition(marks[1])
+    text = f"{before}{marks[0]}\n\n{table}\n{marks[1]}{after}"
     path.write_text(text, encoding="utf-8")
+
+
+def quality(results):
+    """Returns what `benchmarks.quality` found as Markdown.
+
+    Args:
+        results: Dict by name of a piece of work of where it ran, and its rows.
+    """
+    lines = [
+        "| what | found | bound | | training | date |",
+        "|---|---:|---:|---|---:|---|",
+    ]
+    for found in results.values():
+        for what, row in found["rows"].items():
+            if "curve" in row:
+                continue
+            unit = row["unit"]
+            bound = verdict = time = ""
+            if "bound" in row:
+                bound = f"{row['relation']} {row['bound']} {unit}"
+                verdict = "pass" if row["holds"] else "MISS"
+            if "seconds" in row:
+                time = f"{row['seconds']:,.0f} s"
+            lines.append(
+                f"| {what} | {row['value']:.4f} {unit} | {bound} | {verdict} "
+                f"| {time} | {found['date']} |"
+            )
+    places = {
+        f"{found['machine']}, {found['backend']}; Python {found['python']}, "
+        f"{found['versions']}."
+        for found in results.values()
+    }
+    return "\n".join([*lines, "", *sorted(places)]) + "\n"
 
 
 def render(results):

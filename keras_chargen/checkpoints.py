@@ -557,7 +557,8 @@ def _paths(directory):
 def _variables(model):
     """Returns all variables of training by names that any process gives."""
     kinds = {
-        "model": model.variables,
+        "trained": model.trainable_variables,
+        "other": model.non_trainable_variables,
         "optimizer": model.optimizer.variables,
         "metrics": model.metrics_variables,
     }
