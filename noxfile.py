@@ -151,7 +151,10 @@ def inference(session, backend):
 @nox.parametrize("backend", TRAINING, ids=TRAINING)
 def tests(session, backend):
     """All tests but those that compare backends."""
-    extra = "" if backend == "tensorflow" else f",{backend}"
+    # The example needs but one.
+    extra = {"tensorflow": "", "torch": ",torch,examples"}.get(
+        backend, f",{backend}"
+    )
     install(session, "-e", f".[hub,tensorboard{extra}]", *TEST)
     run_pytest(session, backend, "--ignore=tests/agreement")
 

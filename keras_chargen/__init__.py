@@ -33,7 +33,10 @@ _ROOMS = {
     "Mirostat": "samplers",
     "NoRepeatNGram": "samplers",
     "PresencePenalty": "samplers",
+    "RECIPES": "recipes",
+    "Recipe": "recipes",
     "RepetitionPenalty": "samplers",
+    "RunFigures": "callbacks",
     "SampleText": "callbacks",
     "Sampler": "samplers",
     "Score": "scoring",
@@ -53,6 +56,7 @@ _ROOMS = {
     "prepare_ag_news": "corpora",
     "save_model": "saving",
     "split": "pipeline",
+    "streams": "pipeline",
     "text_dataset": "pipeline",
     "windows": "pipeline",
 }

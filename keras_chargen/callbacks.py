@@ -245,6 +245,73 @@ class ProgressBar(keras.callbacks.Callback):
         return ", ".join(figures)
 
 
+class RunFigures(keras.callbacks.Callback):
+    """Adds to the logs of an epoch what Keras does not know.
+
+    `learning_rate` at its end; `gradient_norm`, the mean over its batches of
+    the norm of all gradients together, before they are clipped; and with
+    `CharacterCount()` among the weighted metrics `characters_per_second`, the
+    validation not counted. Callbacks that write them come after this one.
+    """
+
+    def on_train_begin(self, logs=None):
+        model: Any = self.model
+        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        optimizer.build(model.trainable_variables)
+        # A variable of the optimizer: only those may change where a backend
+        # computes without side effects.
+        total = optimizer.add_variable((), name="gradient_norm")
+        apply = optimizer.apply
+
+        def measured(grads, trainable_variables=None):
+            squares = [
+                keras.ops.sum(keras.ops.square(grad))
+                for grad in map(keras.ops.convert_to_tensor, grads)
+            ]
+            total.assign_add(keras.ops.sqrt(sum(squares)))
+            return apply(grads, trainable_variables)
+
+        optimizer.apply = measured
+        self._optimizer, self._total, self._apply = optimizer, total, apply
+        model.make_train_function(force=True)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._batches, self._begin = 0, time.perf_counter()
+        self._trained = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._batches += 1
+
+    def on_test_begin(self, logs=None):
+        self._trained = time.perf_counter() - self._begin
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = self._trained or time.perf_counter() - self._begin
+        synchronize(self.model)
+        logs["learning_rate"] = float(self._optimizer.learning_rate)
+        logs["gradient_norm"] = float(self._total) / max(self._batches, 1)
+        self._total.assign(0.0)
+        if "characters" in logs:
+            characters = float(logs["characters"])
+            logs["characters_per_second"] = characters / seconds
+
+    def get_state(self):
+        return {
+            "batches": self._batches,
+            "seconds": time.perf_counter() - self._begin,
+        }
+
+    def set_state(self, state):
+        self._batches = state["batches"]
+        self._begin = time.perf_counter() - state["seconds"]
+
+    def on_train_end(self, logs=None):
+        # The optimizer is saved as Keras knows it.
+        self._optimizer.apply = self._apply
+        self._optimizer._variables.pop()
+        self.model.make_train_function(force=True)
+
+
 class StopOnSignal(keras.callbacks.Callback):
     """Ends training after the batch in which Ctrl-C or SIGTERM came.
 

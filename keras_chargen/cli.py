@@ -503,6 +503,8 @@ def train(
     bar = callbacks.ProgressBar(budget=budget)
     stop = callbacks.StopOnSignal()
     watching = [callbacks.StopOnNonFinite(), stop]
+    if several == 1 and (csv_log is not None or log_dir is not None):
+        watching.append(callbacks.RunFigures())
     if not process_id:
         watching.insert(1, bar)
     if budget is not None:

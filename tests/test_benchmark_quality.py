@@ -265,3 +265,84 @@ def test_the_notebook_trains_for_seconds_and_counts_what_it_predicts(
     assert count == len("".join(TEXTS))
     # The character that it does not know is dropped.
     assert notebook.nats(model, tokenizer, ["bé"])[1] == 1
+
+
+# ---------------------------------------------------------- all of it
+
+
+@pytest.mark.slow
+@pytest.mark.trains
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="measured under Torch"
+)
+def test_quality_runs_all_its_work_at_small_scale(benchmarks, capsys):
+    from benchmarks import quality
+
+    before = quality.RESULTS.read_text() if quality.RESULTS.exists() else None
+    assert quality.main(["--quick"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    figures = {
+        cells[1]: cells[2].split()
+        for cells in (
+            [cell.strip() for cell in line.split("|")] for line in lines
+        )
+        if len(cells) > 6 and cells[2][:1].isdigit()
+    }
+    expected = {
+        "shakespeare: Kneser-Ney, order 7": "nats",
+        "titles: Kneser-Ney, order 8": "bits",
+        "nanoGPT's CPU setting, blocks of 64": "nats",
+        "fast, blocks of 64": "nats",
+        "shakespeare, 10 minutes: in blocks of 256": "nats",
+        "titles, the notebook, 10 minutes": "bits",
+        "titles, headlines, 30 minutes": "bits",
+        "best, 45 minutes, interrupted twice: dynamic evaluation": "nats",
+    }
+    for name, unit in expected.items():
+        value, found = figures[name]
+        # Below what guessing costs.
+        assert found == unit and 0 < float(value) < 7
+    # What runs small leaves nothing behind.
+    after = quality.RESULTS.read_text() if quality.RESULTS.exists() else None
+    assert after == before
+
+
+def test_a_figure_holds_within_its_bound_alone(benchmarks):
+    from benchmarks.quality import figure
+
+    assert figure(1.43, "nats", 1.43)["holds"]
+    assert not figure(1.44, "nats", 1.43)["holds"]
+    assert figure(0.3, "bits", 0.25, at_least=True)["holds"]
+    assert not figure(0.2, "bits", 0.25, at_least=True)["holds"]
+    assert "holds" not in figure(2.3, "bits")
+
+
+def test_the_table_tells_what_missed_and_where_it_ran(benchmarks):
+    from benchmarks import tables
+    from benchmarks.quality import figure
+
+    place = {
+        name: name for name in ("machine", "backend", "python", "versions")
+    }
+    rows = {
+        "a": figure(1.5, "nats", 1.4, seconds=600.0),
+        "b": figure(0.3, "bits", 0.25, at_least=True),
+        "c": {"curve": [[1, 2.0]], "stops": []},
+    }
+    text = tables.quality({"x": {**place, "date": "today", "rows": rows}})
+    assert "| a | 1.5000 nats | <= 1.4 nats | MISS | 600 s | today |" in text
+    assert "| b | 0.3000 bits | >= 0.25 bits | pass |  | today |" in text
+    assert "| c |" not in text
+    assert text.endswith("machine, backend; Python python, versions.\n")
+
+
+def test_the_curve_is_drawn_with_its_interruptions(benchmarks, tmp_path):
+    pytest.importorskip("matplotlib")
+    from benchmarks import plot
+
+    path = tmp_path / "curve.svg"
+    rows = {"c": {"curve": [[60, 2.0], [120, 1.5]], "stops": [[90, "SIGTERM"]]}}
+    plot.write_curve({"best": {"rows": rows}}, path)
+    assert "SIGTERM" in path.read_text()
+    plot.write_curve({}, tmp_path / "none.svg")
+    assert not (tmp_path / "none.svg").exists()

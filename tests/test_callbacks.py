@@ -15,6 +15,7 @@ from keras_chargen import CharRNN, CharTokenizer, Sampler, SampleText
 from keras_chargen import callbacks as rooms
 from keras_chargen.callbacks import (
     ProgressBar,
+    RunFigures,
     StopOnNonFinite,
     StopOnSignal,
     TimeBudget,
@@ -399,3 +400,53 @@ class Break(keras.callbacks.Callback):
 def test_a_loss_that_is_no_number_ends_training_and_names_the_batch(every):
     with pytest.raises(FloatingPointError, match="nan at batch 3 of epoch 1"):
         fit(Break(), StopOnNonFinite(every))
+
+
+# ---------------------------------------------------------- figures
+
+
+class Keep(keras.callbacks.Callback):
+    """What a callback that comes later sees at the ends of epochs."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(dict(logs))
+
+
+@pytest.mark.trains
+def test_logs_tell_rate_throughput_and_the_norm_of_gradients():
+    keep = Keep()
+    model = fit(RunFigures(), keep, rate=0.0, epochs=2)
+    first, second = keep.seen
+    assert first["learning_rate"] == 0
+    assert first["characters_per_second"] > 0
+    # Nothing is learned, so both are the norm at the first weights.
+    assert second["gradient_norm"] == pytest.approx(first["gradient_norm"])
+    ids = np.tile([1, 2], (ROWS, STEPS))[:, : STEPS + 1].astype("int32")
+
+    def loss():
+        return model.evaluate(
+            ids[:, :-1], ids[:, 1:], ROWS, return_dict=True, verbose=0
+        )["loss"]
+
+    # A small step down the gradient takes its squared norm off the loss.
+    before, rate = loss(), 1e-3
+    model.compile(keras.optimizers.SGD(rate))
+    model.fit(ids[:, :-1], ids[:, 1:], ROWS, verbose=0)
+    fall = (before - loss()) / rate
+    assert first["gradient_norm"] == pytest.approx(fall**0.5, rel=0.05)
+
+
+@pytest.mark.trains
+def test_figures_change_nothing_in_training_and_leave_nothing():
+    watched, plain = fit(RunFigures()), fit()
+    for a, b in zip(watched.weights, plain.weights, strict=True):
+        np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (a, b)))
+    names = [
+        [variable.name for variable in model.optimizer.variables]
+        for model in (watched, plain)
+    ]
+    assert names[0] == names[1]

@@ -175,6 +175,81 @@ def test_residual_blocks_of_a_minimal_cell_are_an_option(train):
 
 
 @trains
+def test_options_go_before_a_preset_which_goes_before_defaults(train):
+    code, _, err, target = train(
+        *("--preset", "fast", "--dropout", 0.25, "--sequence-length", 16),
+        *("--no-variational-dropout", "--epochs", 1, "--weight-decay", 0.1),
+        *("--precision", "bfloat16", "--held-out", 0),
+    )
+    assert code == 0, err
+    # The preset's time is not for so many epochs.
+    assert "epoch 1/1" in err and "bfloat16" in err
+    model = load_model(target, compile=True)
+    assert (model.units, model.dropout) == (4, 0.25)
+    assert model.variational_dropout is False
+    # What is written with may have no bfloat16.
+    assert model.dtype_policy.compute_dtype == "float32"
+    assert type(model.optimizer).__name__.endswith("AdamW")
+    assert model.optimizer.beta_2 == pytest.approx(0.99)
+    # 60 texts of a stream that goes on, in rows of 16.
+    assert int(model.optimizer.iterations) > 2
+
+
+@trains
+def test_a_preset_says_for_how_long(train, monkeypatch):
+    from keras_chargen import callbacks
+
+    asked = []
+
+    class Soon(callbacks.TimeBudget):
+        def __init__(self, seconds):
+            asked.append(seconds)
+            super().__init__(1)
+
+    monkeypatch.setattr(callbacks, "TimeBudget", Soon)
+    code, _, err, _ = train(
+        *("--preset", "shakespeare", "--sequence-length", 16)
+    )
+    assert code == 0, err
+    assert asked == [600]
+
+
+@trains
+def test_a_schedule_is_as_long_as_the_epochs(train):
+    code, *_, target = train(
+        *("--schedule", "cosine", "--learning-rate", 0.25, "--epochs", 2),
+        *("--ema", 0.5, "--label-smoothing", 0.1, "--clip-norm", 2),
+        *("--held-out", 0),
+    )
+    assert code == 0
+    model = load_model(target, compile=True)
+    optimizer = model.optimizer
+    steps = int(optimizer.iterations)
+    assert float(optimizer._learning_rate(steps)) == pytest.approx(0.005)
+    assert float(optimizer._learning_rate(steps // 2)) > 0.1
+    assert (optimizer.ema_momentum, optimizer.global_clipnorm) == (0.5, 2)
+    assert model.loss.label_smoothing == 0.1
+
+
+@trains
+def test_streams_train_and_resume(train, run, tmp_path):
+    options = (
+        *("--mode", "streams", "--sequence-length", 16, "--held-out", 0),
+        *("--weight-dropout", 0.2, "--epochs", 2),
+        *("--checkpoint-dir", tmp_path / "run", "--checkpoint-every", "1b"),
+    )
+    code, _, err, target = train(*options)
+    assert code == 0, err
+    whole = load_model(target).get_weights()
+    for path in sorted((tmp_path / "run").glob("*.ckpt"))[1:]:
+        path.unlink()
+    code, _, err = run("train", "--resume", tmp_path / "run")
+    assert code == 0, err
+    resumed = load_model(target).get_weights()
+    assert all((a == b).all() for a, b in zip(whole, resumed, strict=True))
+
+
+@trains
 def test_windows_and_limits_are_options(train):
     code, _, err, _ = train(
         *("--mode", "windows", "--sequence-length", 16, "--held-out", 0)
@@ -250,7 +325,10 @@ def test_a_time_budget_ends_training_and_saves(train, tmp_path):
     epochs = err.count("bits/character")
     # Compiling is part of the time: on a busy machine one epoch is all.
     assert epochs >= 1 and "epoch 1: loss" in err
-    assert len(log.read_text().splitlines()) == 1 + epochs
+    rows = list(csv.DictReader(log.read_text().splitlines()))
+    assert len(rows) == epochs
+    names = ("learning_rate", "gradient_norm", "characters_per_second")
+    assert all(float(rows[0][name]) > 0 for name in names)
 
 
 @trains
@@ -428,6 +506,29 @@ def write(name, data):
     "arguments, said, prepare",
     [
         trains_refused("missing file", "--corpus", "no.txt", said=["no.txt"]),
+        trains_refused(
+            "no such preset",
+            *("--corpus", "a.txt", "--preset", "slow"),
+            said=["--preset", "headlines", "best"],
+        ),
+        trains_refused(
+            "streams on several devices",
+            *("--corpus", "a.txt", "--mode", "streams", "--devices", "2"),
+            said=["--mode streams is for one device"],
+            prepare=write("a.txt", b"abc\nabd"),
+        ),
+        trains_refused(
+            "averages and patience",
+            *("--corpus", "a.txt", "--ema", "0.9", "--patience", "1"),
+            said=["--ema excludes --patience"],
+            prepare=write("a.txt", b"abc\nabd"),
+        ),
+        trains_refused(
+            "clipped to nothing",
+            *("--corpus", "a.txt", "--clip-norm", "0"),
+            said=["`clip_norm`"],
+            prepare=write("a.txt", b"abc\nabd"),
+        ),
         trains_refused(
             "empty file",
             *("--corpus", "a.txt"),

@@ -8,6 +8,7 @@ from keras import ops
 from keras_chargen.compilation import (
     compile_function,
     compile_scan,
+    gains_by_bfloat16,
     has_gradients,
     kept,
     round_up,
@@ -175,6 +176,19 @@ def test_gradients_are_taken_inside_a_compiled_function():
     assert others["found"].tolist() == [4, 4, 2]
     # What a row is looked up from has a gradient as large as itself.
     assert [x.tolist() for x in gradients] == [[2, 4, 8], [3, 6, 0], [0, 0]]
+
+
+def test_bfloat16_gains_where_the_processor_has_it(monkeypatch):
+    if BACKEND != "torch":
+        assert not gains_by_bfloat16()
+        return
+    import torch
+
+    for has in (True, False):
+        monkeypatch.setattr(
+            torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has
+        )
+        assert gains_by_bfloat16() == has
 
 
 def test_only_jax_trains_with_xla():

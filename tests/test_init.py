@@ -10,7 +10,7 @@ import pytest
 
 import keras_chargen
 
-NEEDS_TENSORFLOW = {"lines", "split", "text_dataset", "windows"}
+NEEDS_TENSORFLOW = {"lines", "split", "streams", "text_dataset", "windows"}
 BACKEND = keras.backend.backend()
 
 

@@ -554,3 +554,39 @@ def test_a_model_that_runs_eagerly_learns_without_xla(cell):
         for _ in range(3)
     ]
     assert losses[-1] < losses[0]
+
+
+def test_a_copy_in_another_precision_computes_the_same():
+    model = make(num_layers=2, dropout=0.2)
+    copy = model.with_dtype("mixed_bfloat16")
+    assert copy.dtype_policy.compute_dtype == "bfloat16"
+    assert not copy.compiled
+    back = copy.with_dtype("float32")
+    ids = some_ids()
+    found, near, same = (
+        ops.convert_to_numpy(x(ids)) for x in (model, copy, back)
+    )
+    np.testing.assert_array_equal(same, found)
+    np.testing.assert_allclose(near, found, atol=0.02)
+    assert not (near == found).all()
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_a_copy_trains_on_with_its_optimizer_and_its_state(dtype):
+    model = make(dtype=dtype)
+    model.compile(keras.optimizers.Adam(0.01))
+    model.carry_state(3)
+    ids = some_ids()
+    model.fit(ids, ids, 3, epochs=2, shuffle=False, verbose=0)
+    copy = model.with_dtype("float32")
+    inner = getattr(copy.optimizer, "inner_optimizer", copy.optimizer)
+    assert int(inner.iterations) == 2
+    assert float(inner.learning_rate) == pytest.approx(0.01)
+    carried = ops.convert_to_numpy(copy._carried.variables[0])
+    assert carried.shape[0] == 3 and np.abs(carried).max() > 0
+    losses = [
+        x.fit(ids, ids, 3, epochs=2, shuffle=False, verbose=0).history["loss"]
+        for x in (model, copy)
+    ]
+    np.testing.assert_allclose(*losses, rtol=0.02)
