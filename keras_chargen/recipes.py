@@ -212,7 +212,14 @@ _STREAMS = Recipe(
 
 # What each differs in from `_STREAMS`: one text of a million characters.
 RECIPES = {
-    "fast": dataclasses.replace(_STREAMS, units=256, minutes=0.5),
+    "fast": dataclasses.replace(
+        _STREAMS,
+        sequence_length=64,
+        batch_size=16,
+        units=256,
+        learning_rate=0.015,
+        minutes=0.25,
+    ),
     "shakespeare": dataclasses.replace(
         _STREAMS, dropout=0.3, weight_dropout=0.2, minutes=10
     ),
