@@ -190,7 +190,7 @@ class Recipe:
         )
         model.compile(
             optimizer=kind(**settings),
-            loss=scoring.Crossentropy(self.label_smoothing),
+            loss=scoring.Crossentropy(label_smoothing=self.label_smoothing),
             weighted_metrics=[
                 scoring.BitsPerCharacter(),
                 scoring.CharacterCount(),

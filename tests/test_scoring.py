@@ -334,14 +334,16 @@ def test_fit_and_score_agree(model):
 def test_smoothed_labels_are_spread_over_all_characters():
     logits = np.array([[[2.0, 0.0, -1.0]]], "float32")
     logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    found = Crossentropy(0.3)(np.array([[1]]), logits)
+    found = Crossentropy(label_smoothing=0.3)(np.array([[1]]), logits)
     expected = -(0.7 * logs[0, 0, 1] + 0.3 * logs[0, 0].mean())
     assert float(found) == pytest.approx(expected, rel=1e-5)
-    saved = keras.saving.serialize_keras_object(Crossentropy(0.3))
+    saved = keras.saving.serialize_keras_object(
+        Crossentropy(label_smoothing=0.3)
+    )
     loaded = keras.saving.deserialize_keras_object(saved)
     assert loaded.label_smoothing == 0.3
 
 
 def test_labels_are_smoothed_by_a_share():
     with pytest.raises(ValueError, match="`label_smoothing` must be below 1"):
-        Crossentropy(1)
+        Crossentropy(label_smoothing=1)
