@@ -303,7 +303,8 @@ class CharRNN(keras.Model):
             for value, variable in zip(
                 old.variables, new.variables, strict=True
             ):
-                variable.assign(value)
+                # A copy: JAX gives what it trains with away.
+                variable.assign(ops.convert_to_numpy(value))
         return model
 
     def initial_state(self, batch_size):
