@@ -90,7 +90,7 @@ class Bench:
 
     def minutes(self, minutes):
         """Returns a time budget as the command has it."""
-        return "3s" if self.quick else f"{minutes:g}m"
+        return "3s" if self.quick else f"{60 * minutes:g}s"
 
     def train(self, preset, corpus, minutes, *options):
         """Trains: the model file, seconds of training, and the command."""
@@ -258,7 +258,7 @@ WORKS = {
     function.__name__: function
     for function in (floors, fast, shakespeare, titles, headlines, best)
 }
-FAST = 15  # seconds
+FAST = 7  # seconds
 
 
 def figure(value, unit, bound=None, at_least=False, **others):

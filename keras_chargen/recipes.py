@@ -215,10 +215,10 @@ RECIPES = {
     "fast": dataclasses.replace(
         _STREAMS,
         sequence_length=64,
-        batch_size=16,
+        batch_size=8,
         units=256,
-        learning_rate=0.015,
-        minutes=0.25,
+        learning_rate=0.02,
+        minutes=7 / 60,
     ),
     "shakespeare": dataclasses.replace(
         _STREAMS, dropout=0.3, weight_dropout=0.2, minutes=10
