@@ -154,7 +154,7 @@ def floors(bench):
 
 
 def fast(bench):
-    """How soon `fast` is where nanoGPT's CPU setting ends."""
+    """What `fast` reaches in a tenth of the time of nanoGPT's CPU setting."""
     from benchmarks.peers import nanogpt
 
     paths = bench.shakespeare()
@@ -165,17 +165,16 @@ def fast(bench):
     steps = 3 if bench.quick else 2000
     for seconds, nats in nanogpt.train(train, test, len(alphabet) + 1, steps):
         log(f"  {seconds:.0f} s: {nats:.4f} nats")
-    model, ours = bench.train("fast", paths[0], FAST / 60)
+    model, ours = bench.train("fast", paths[0], SHARE * seconds / 60)
     blocks = ("--mode", "windows", "--block-length", "64", "--blocks", "240")
     found = bench.evaluate(model, paths[1], *blocks)["blocks"]
     return {
         "nanoGPT's CPU setting, blocks of 64": figure(
             nats, "nats", seconds=seconds
         ),
-        "fast, blocks of 64": figure(
-            found["nats_per_character"], "nats", seconds=ours
+        "fast in a tenth of that time, blocks of 64": figure(
+            found["nats_per_character"], "nats", nats, seconds=ours
         ),
-        "fast: share of nanoGPT's time": figure(ours / seconds, "", 0.1),
     }
 
 
@@ -258,7 +257,7 @@ WORKS = {
     function.__name__: function
     for function in (floors, fast, shakespeare, titles, headlines, best)
 }
-FAST = 7  # seconds
+SHARE = 0.095  # of nanoGPT's time; seconds of training are told as a whole
 
 
 def figure(value, unit, bound=None, at_least=False, **others):

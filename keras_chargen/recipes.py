@@ -216,9 +216,9 @@ RECIPES = {
         _STREAMS,
         sequence_length=64,
         batch_size=8,
-        units=256,
-        learning_rate=0.02,
-        minutes=7 / 60,
+        units=128,
+        learning_rate=0.03,
+        minutes=0.15,
     ),
     "shakespeare": dataclasses.replace(
         _STREAMS, dropout=0.3, weight_dropout=0.2, minutes=10
@@ -228,6 +228,12 @@ RECIPES = {
     ),
     # Many short texts.
     "headlines": dataclasses.replace(
-        _STREAMS, dropout=0.1, weight_dropout=0.1, minutes=30
+        _STREAMS,
+        sequence_length=64,
+        batch_size=16,
+        dropout=0.3,
+        weight_dropout=0.2,
+        learning_rate=5e-3,
+        minutes=30,
     ),
 }
