@@ -163,7 +163,8 @@ def tests(session, backend):
 def agreement(session):
     """One model file under five backends, each in a process of its own."""
     install(session, "-e", ".[jax,openvino,torch]", *TEST)
-    run_pytest(session, "tensorflow", "tests/agreement")
+    # The processes that it starts run side by side already.
+    run_pytest(session, "tensorflow", "tests/agreement", "--numprocesses=0")
 
 
 @nox.session(default=False)

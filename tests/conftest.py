@@ -60,6 +60,10 @@ def pytest_collection_modifyitems(items):
         for name, skip in skips:
             if item.get_closest_marker(name):
                 item.add_marker(skip)
+        under = item.get_closest_marker("under")
+        if under and keras.backend.backend() not in under.args:
+            reason = f"runs under {', '.join(under.args)}"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

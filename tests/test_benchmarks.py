@@ -165,7 +165,7 @@ def test_the_notebook_pads_on_the_left_and_counts_no_padding(benchmarks):
 
 
 @pytest.mark.slow
-@pytest.mark.trains
+@pytest.mark.under("tensorflow")
 def test_the_notebook_writes_character_by_character(benchmarks):
     from benchmarks.peers import notebook
 
@@ -202,7 +202,7 @@ def test_reading_measures_text_to_ids_alone(benchmarks, tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.trains
+@pytest.mark.under("torch")
 def test_scaling_fits_an_exponent_to_every_table(benchmarks, capsys):
     from benchmarks import scaling
 
@@ -223,6 +223,7 @@ def test_the_exponent_of_scaling_is_that_of_the_cost(benchmarks):
     assert found["median"] == pytest.approx(2)
 
 
+@pytest.mark.under("torch")
 def test_samplers_measures_every_chain(benchmarks, capsys, monkeypatch):
     from benchmarks import samplers
 
@@ -234,6 +235,7 @@ def test_samplers_measures_every_chain(benchmarks, capsys, monkeypatch):
         assert name in out
 
 
+@pytest.mark.under("torch")
 def test_samplers_tells_how_varied_texts_are(
     benchmarks, capsys, monkeypatch, tmp_path
 ):
@@ -288,6 +290,7 @@ def test_kernels_times_both_loops_and_names_what_ran(
 
 
 @pytest.mark.slow
+@pytest.mark.under("jax")
 def test_startup_measures_every_backend_beside_keras_alone(benchmarks, capsys):
     import keras
 

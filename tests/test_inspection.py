@@ -595,10 +595,14 @@ def try_all(file, count):
         print("loaded")
 
 
+# What loads writes a text, which Torch compiles nothing for.
+SPOILT = 500 if keras.backend.backend() == "torch" else 100
+
+
 @pytest.mark.slow
-def test_of_500_spoilt_files_each_loads_or_is_refused(file):
+def test_of_many_spoilt_files_each_loads_or_is_refused(file):
     run = subprocess.run(
-        [sys.executable, __file__, file, "500"],
+        [sys.executable, __file__, file, str(SPOILT)],
         env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
         cwd=Path(__file__).parents[1],
         capture_output=True,
@@ -608,8 +612,8 @@ def test_of_500_spoilt_files_each_loads_or_is_refused(file):
     lines = run.stdout.splitlines()
     assert run.returncode == 0, f"{lines[-1:]}\n{run.stderr[-2000:]}"
     loaded = sum(line.endswith(" loaded") for line in lines)
-    assert len(lines) == 500
-    assert 20 < loaded < 300
+    assert len(lines) == SPOILT
+    assert 0.04 < loaded / SPOILT < 0.6
 
 
 if __name__ == "__main__":

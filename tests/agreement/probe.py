@@ -1,6 +1,6 @@
-"""Prints what one backend makes of a model file: run by test_agreement.
+"""Prints what one backend makes of model files: run by test_agreement.
 
-KERAS_BACKEND=jax python probe.py model.keras
+KERAS_BACKEND=jax python probe.py model.keras other.keras
 """
 
 import json
@@ -53,8 +53,8 @@ SAMPLERS = [
 PATTERN = r"[a-z]+ (is|are|may be) [a-z ]{3,9}\."
 
 
-def main(path):
-    """Prints one JSON object."""
+def main(path, samplers):
+    """Prints one JSON object on a line."""
     model = keras.saving.load_model(path)
     assert isinstance(model, keras_chargen.CharRNN)
     ids = np.random.default_rng(0).integers(1, 40, (3, 50)).astype("int32")
@@ -84,7 +84,7 @@ def main(path):
                     repr(sampler): model.generate(
                         PROMPTS, 40, sampler=sampler, seed=4
                     )
-                    for sampler in SAMPLERS
+                    for sampler in samplers
                 },
                 "matching": [
                     model.generate(
@@ -114,9 +114,12 @@ def main(path):
                 if has_gradients()
                 else None,
             }
-        )
+        ),
+        flush=True,
     )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    # What a sampler makes of logits is the same for every model.
+    for number, file in enumerate(sys.argv[1:]):
+        main(file, [] if number else SAMPLERS)
