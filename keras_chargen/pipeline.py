@@ -289,7 +289,7 @@ def streams(
     *,
     sequence_length=128,
     joined=False,
-    reset=0.02,
+    reset=0.05,
     seed=0,
 ):
     """Makes batches each row of which goes on where it stopped in the last.
