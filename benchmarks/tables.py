@@ -39,8 +39,8 @@ def quality(results):
         results: Dict by name of a piece of work of where it ran, and its rows.
     """
     lines = [
-        "| what | found | bound | | training | date |",
-        "|---|---:|---:|---|---:|---|",
+        "| what | found | bound | | training | machine | date |",
+        "|---|---:|---:|---|---:|---|---|",
     ]
     for found in results.values():
         for what, row in found["rows"].items():
@@ -49,17 +49,16 @@ def quality(results):
             unit = row["unit"]
             bound = verdict = time = ""
             if "bound" in row:
-                bound = f"{row['relation']} {row['bound']} {unit}"
+                bound = f"{row['relation']} {row['bound']:.4g} {unit}"
                 verdict = "pass" if row["holds"] else "MISS"
             if "seconds" in row:
                 time = f"{row['seconds']:,.0f} s"
             lines.append(
                 f"| {what} | {row['value']:.4f} {unit} | {bound} | {verdict} "
-                f"| {time} | {found['date']} |"
+                f"| {time} | {found['machine']} | {found['date']} |"
             )
     places = {
-        f"{found['machine']}, {found['backend']}; Python {found['python']}, "
-        f"{found['versions']}."
+        f"{found['backend']}; Python {found['python']}, {found['versions']}."
         for found in results.values()
     }
     return "\n".join([*lines, "", *sorted(places)]) + "\n"
