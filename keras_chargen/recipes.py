@@ -224,13 +224,7 @@ RECIPES = {
         _STREAMS, dropout=0.3, weight_dropout=0.2, minutes=10
     ),
     "best": dataclasses.replace(
-        _STREAMS,
-        sequence_length=96,
-        batch_size=16,
-        dropout=0.5,
-        weight_dropout=0.4,
-        learning_rate=5e-3,
-        minutes=45,
+        _STREAMS, dropout=0.5, weight_dropout=0.4, minutes=45
     ),
     # Many short texts.
     "headlines": dataclasses.replace(
