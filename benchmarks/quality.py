@@ -5,8 +5,8 @@
     KERAS_BACKEND=torch python -m benchmarks.quality --quick
 
 Each piece of work trains by the command line, with a preset and its time, on
-all of the training text: nothing is chosen by the text that it is judged by,
-and the weights at the end of the time are those judged. The time is that of
+all of the training text, and the weights at the end of the time are those
+judged: none are chosen by the text that judges them. The time is that of
 training, compilation included; start-up and reading are not in it. Whole texts
 are read once, character by character, with the state carried on; blocks are
 those of nanoGPT (`protocols.blocks`): 256 characters (64 beside nanoGPT's own
