@@ -329,8 +329,8 @@ def test_the_table_tells_what_missed_and_where_it_ran(benchmarks):
     }
     text = tables.quality({"x": {**place, "date": "today", "rows": rows}})
     where = "machine | today |"
-    assert f"| 1.5000 nats | <= 1.4 nats | MISS | 600 s | {where}" in text
-    assert f"| 0.3000 bits | >= 0.25 bits | pass |  | {where}" in text
+    assert f"| a | 1.5000 nats | <= 1.4 nats | MISS | 600 s | {where}" in text
+    assert f"| b | 0.3000 bits | >= 0.25 bits | pass |  | {where}" in text
     assert "| c |" not in text
     assert text.endswith("\nbackend; Python python, versions.\n")
 

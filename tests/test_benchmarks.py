@@ -290,7 +290,6 @@ def test_kernels_times_both_loops_and_names_what_ran(
 
 
 @pytest.mark.slow
-@pytest.mark.under("jax")
 def test_startup_measures_every_backend_beside_keras_alone(benchmarks, capsys):
     import keras
 
