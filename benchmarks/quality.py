@@ -1,7 +1,7 @@
 """How good models get in a given time, beside what any of this must beat.
 
     KERAS_BACKEND=torch python -m benchmarks.quality
-    KERAS_BACKEND=torch python -m benchmarks.quality shakespeare fast
+    KERAS_BACKEND=jax python -m benchmarks.quality fast
     KERAS_BACKEND=torch python -m benchmarks.quality --quick
 
 Each piece of work trains by the command line, with a preset and its time, on

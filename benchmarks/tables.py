@@ -39,8 +39,8 @@ def quality(results):
         results: Dict by name of a piece of work of where it ran, and its rows.
     """
     lines = [
-        "| what | found | bound | | training | machine | date |",
-        "|---|---:|---:|---|---:|---|---|",
+        "| what | found | bound | | training | backend | machine | date |",
+        "|---|---:|---:|---|---:|---|---|---|",
     ]
     for found in results.values():
         for what, row in found["rows"].items():
@@ -55,10 +55,11 @@ def quality(results):
                 time = f"{row['seconds']:,.0f} s"
             lines.append(
                 f"| {what} | {row['value']:.4f} {unit} | {bound} | {verdict} "
-                f"| {time} | {found['machine']} | {found['date']} |"
+                f"| {time} | {found['backend']} | {found['machine']} "
+                f"| {found['date']} |"
             )
     places = {
-        f"{found['backend']}; Python {found['python']}, {found['versions']}."
+        f"Python {found['python']}, {found['versions']}."
         for found in results.values()
     }
     return "\n".join([*lines, "", *sorted(places)]) + "\n"

@@ -216,8 +216,9 @@ RECIPES = {
         _STREAMS,
         sequence_length=64,
         batch_size=8,
+        cell="gru",
         units=128,
-        learning_rate=0.03,
+        learning_rate=0.02,
         minutes=0.15,
     ),
     "shakespeare": dataclasses.replace(

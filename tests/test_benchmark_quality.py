@@ -328,11 +328,11 @@ def test_the_table_tells_what_missed_and_where_it_ran(benchmarks):
         "c": {"curve": [[1, 2.0]], "stops": []},
     }
     text = tables.quality({"x": {**place, "date": "today", "rows": rows}})
-    where = "machine | today |"
+    where = "backend | machine | today |"
     assert f"| a | 1.5000 nats | <= 1.4 nats | MISS | 600 s | {where}" in text
     assert f"| b | 0.3000 bits | >= 0.25 bits | pass |  | {where}" in text
     assert "| c |" not in text
-    assert text.endswith("\nbackend; Python python, versions.\n")
+    assert text.endswith("\nPython python, versions.\n")
 
 
 def test_the_curve_is_drawn_with_its_interruptions(benchmarks, tmp_path):
