@@ -54,6 +54,13 @@ class Preset(enum.StrEnum):
     best = "best"
 
 
+class Optimizer(enum.StrEnum):
+    """Optimizers of training."""
+
+    adam = "adam"
+    muon = "muon"
+
+
 class Schedule(enum.StrEnum):
     """Schedules of the learning rate."""
 
@@ -281,10 +288,20 @@ def train(
     process_id: Annotated[
         int, typer.Option(min=0, help="Which of them this is, from 0.")
     ] = 0,
+    optimizer: Annotated[
+        Optimizer | None,
+        typer.Option(
+            help="Muon is for the matrices between hidden states, Adam for "
+            "all else then; it wants a higher learning rate.",
+            show_default="adam",
+        ),
+    ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Of Adam, at its highest.", show_default="0.005"
+            min=0,
+            help="Of the optimizer, at its highest.",
+            show_default="0.005",
         ),
     ] = None,
     schedule: Annotated[
@@ -296,7 +313,7 @@ def train(
     ] = None,
     weight_decay: Annotated[
         float | None,
-        typer.Option(min=0, help="Of AdamW.", show_default="0"),
+        typer.Option(min=0, help="Of the optimizer.", show_default="0"),
     ] = None,
     clip_norm: Annotated[
         float | None,

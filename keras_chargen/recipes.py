@@ -17,11 +17,16 @@ from keras_chargen.checks import (
 # The command line reads the tables before it imports any framework.
 
 MODES = ("lines", "windows", "streams")
+OPTIMIZERS = ("adam", "muon")
 SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("float32", "bfloat16", "auto")
 
 # Where a schedule begins and ends, as a share of the learning rate.
 FLOOR = 0.02
+
+# What Muon is not for: matrices with a row or a column for each character, that
+# of a first layer and the logits', and biases (a GRU's has two rows).
+_NOT_FOR_MUON = [r"^(\w+_1/(\w+/)?|logits/)kernel$", r"\bbias$"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +40,17 @@ class Recipe:
             streams.
         batch_size: Positive integer, rows of a batch.
         cell: As for `CharRNN`, and so on to `weight_dropout`.
-        learning_rate: Number >= 0, of Adam, at its highest.
+        optimizer: `"adam"` (Kingma & Ba, 2015), or `"muon"` (Jordan et al.,
+            2024; Liu et al., 2025) for the matrices between hidden states and
+            Adam for all else: a step costs more and learns more.
+        learning_rate: Number >= 0, of the optimizer, at its highest.
         schedule: `"constant"`, or `"cosine"`: up in a straight line for the
             first share `warm_up` of all steps, then down along half a cosine
             (Loshchilov & Hutter, 2017). A `TimeBudget` is its own schedule.
         warm_up: Number in [0, 1).
         beta_2: Number in [0, 1), of Adam: how long it remembers the squares
             of gradients.
-        weight_decay: Number >= 0; above 0 it is AdamW (Loshchilov & Hutter,
+        weight_decay: Number >= 0; above 0 Adam is AdamW (Loshchilov & Hutter,
             2019).
         clip_norm: Positive number: longer gradients of all weights together
             are cut to this norm.
@@ -68,6 +76,7 @@ class Recipe:
     variational_dropout: bool = False
     input_dropout: float = 0.0
     weight_dropout: float = 0.0
+    optimizer: str = "adam"
     learning_rate: float = 5e-3
     schedule: str = "constant"
     warm_up: float = 0.02
@@ -81,6 +90,7 @@ class Recipe:
 
     def __post_init__(self):
         check_choice("mode", self.mode, MODES)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
         check_integer("sequence_length", self.sequence_length, 1)
@@ -176,20 +186,27 @@ class Recipe:
             )
         settings = {
             "learning_rate": rate,
-            "beta_2": self.beta_2,
             "global_clipnorm": self.clip_norm,
+            "weight_decay": self.weight_decay or None,
         }
-        if self.weight_decay:
-            settings["weight_decay"] = self.weight_decay
         if self.ema_momentum is not None:
             settings |= {"use_ema": True, "ema_momentum": self.ema_momentum}
-        kind = (
-            keras.optimizers.AdamW
-            if self.weight_decay
-            else keras.optimizers.Adam
-        )
+        if self.optimizer == "muon":
+            optimizer = keras.optimizers.Muon(
+                adam_beta_2=self.beta_2,
+                adam_weight_decay=self.weight_decay or None,
+                exclude_layers=_NOT_FOR_MUON,
+                **settings,
+            )
+        else:
+            kind = (
+                keras.optimizers.AdamW
+                if self.weight_decay
+                else keras.optimizers.Adam
+            )
+            optimizer = kind(beta_2=self.beta_2, **settings)
         model.compile(
-            optimizer=kind(**settings),
+            optimizer=optimizer,
             loss=scoring.Crossentropy(label_smoothing=self.label_smoothing),
             weighted_metrics=[
                 scoring.BitsPerCharacter(),

@@ -94,6 +94,7 @@ def make_model(optimizer="adam", carry=None, units=4, **arguments):
             use_ema=True,
             ema_momentum=0.9,
         ),
+        "muon": lambda: keras.optimizers.Muon(0.05),
     }[optimizer]()
     model.compile(optimizer=optimizer, weighted_metrics=[BitsPerCharacter()])
     model.carry_state(carry)
@@ -149,7 +150,9 @@ CASES = {
     ),
     "streams": lambda: (
         make_data("streams", 4),
-        make_model(carry=4, weight_dropout=0.2, variational_dropout=True),
+        make_model(
+            "muon", carry=4, weight_dropout=0.2, variational_dropout=True
+        ),
     ),
 }
 

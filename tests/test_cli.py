@@ -219,11 +219,12 @@ def test_a_schedule_is_as_long_as_the_epochs(train):
     code, *_, target = train(
         *("--schedule", "cosine", "--learning-rate", 0.25, "--epochs", 2),
         *("--ema", 0.5, "--label-smoothing", 0.1, "--clip-norm", 2),
-        *("--held-out", 0),
+        *("--held-out", 0, "--optimizer", "muon"),
     )
     assert code == 0
     model = load_model(target, compile=True)
     optimizer = model.optimizer
+    assert isinstance(optimizer, keras.optimizers.Muon)
     steps = int(optimizer.iterations)
     assert float(optimizer._learning_rate(steps)) == pytest.approx(0.005)
     assert float(optimizer._learning_rate(steps // 2)) > 0.1

@@ -160,6 +160,50 @@ def test_the_optimizer_has_the_settings():
 
 
 @pytest.mark.trains
+@pytest.mark.parametrize(
+    "settings, matrices",
+    [
+        (
+            {"num_layers": 2},
+            [
+                "lstm_1/lstm_cell/recurrent_kernel",
+                "lstm_2/lstm_cell/kernel",
+                "lstm_2/lstm_cell/recurrent_kernel",
+            ],
+        ),
+        (
+            {"cell": "gru", "embedding_dim": 2, "tie_embeddings": True},
+            ["gru_1/gru_cell/recurrent_kernel"],
+        ),
+        ({"cell": "mingru", "num_layers": 2}, ["mingru_2/kernel"]),
+    ],
+)
+def test_muon_is_for_the_matrices_between_hidden_states(settings, matrices):
+    model = compiled(
+        optimizer="muon",
+        beta_2=0.9,
+        clip_norm=2.0,
+        weight_decay=0.1,
+        **settings,
+    )
+    optimizer = model.optimizer
+    assert isinstance(optimizer, keras.optimizers.Muon)
+    found = [
+        variable.path
+        for variable in model.trainable_variables
+        if not optimizer._should_use_adamw(variable)
+    ]
+    assert found == matrices
+    assert (optimizer.adam_beta_2, optimizer.global_clipnorm) == (0.9, 2)
+    assert optimizer.weight_decay == optimizer.adam_weight_decay == 0.1
+    ids = np.ones((2, 3), "int32")
+    before = model.get_weights()
+    model.fit(ids, ids, verbose=0)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        assert np.isfinite(new).all() and (old != new).any()
+
+
+@pytest.mark.trains
 def test_training_ends_with_the_moving_averages():
     model = compiled(ema_momentum=0.5)
     ids = np.ones((2, 3), "int32")
@@ -178,6 +222,7 @@ def test_training_ends_with_the_moving_averages():
     "settings, name",
     [
         ({"mode": "pages"}, "mode"),
+        ({"optimizer": "sgd"}, "optimizer"),
         ({"schedule": "linear"}, "schedule"),
         ({"precision": "float16"}, "precision"),
         ({"sequence_length": 0}, "sequence_length"),
