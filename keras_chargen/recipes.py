@@ -184,29 +184,26 @@ class Recipe:
                 warmup_target=rate if warm_up else None,
                 warmup_steps=warm_up,
             )
-        settings = {
+        decay = self.weight_decay or None
+        settings: dict[str, object] = {
             "learning_rate": rate,
             "global_clipnorm": self.clip_norm,
-            "weight_decay": self.weight_decay or None,
+            "weight_decay": decay,
         }
         if self.ema_momentum is not None:
             settings |= {"use_ema": True, "ema_momentum": self.ema_momentum}
         if self.optimizer == "muon":
-            optimizer = keras.optimizers.Muon(
-                adam_beta_2=self.beta_2,
-                adam_weight_decay=self.weight_decay or None,
-                exclude_layers=_NOT_FOR_MUON,
-                **settings,
-            )
+            kind = keras.optimizers.Muon
+            settings |= {
+                "adam_beta_2": self.beta_2,
+                "adam_weight_decay": decay,
+                "exclude_layers": _NOT_FOR_MUON,
+            }
         else:
-            kind = (
-                keras.optimizers.AdamW
-                if self.weight_decay
-                else keras.optimizers.Adam
-            )
-            optimizer = kind(beta_2=self.beta_2, **settings)
+            kind = keras.optimizers.AdamW if decay else keras.optimizers.Adam
+            settings["beta_2"] = self.beta_2
         model.compile(
-            optimizer=optimizer,
+            optimizer=kind(**settings),
             loss=scoring.Crossentropy(label_smoothing=self.label_smoothing),
             weighted_metrics=[
                 scoring.BitsPerCharacter(),
