@@ -239,7 +239,14 @@ RECIPES = {
         _STREAMS, dropout=0.3, weight_dropout=0.2, minutes=10
     ),
     "best": dataclasses.replace(
-        _STREAMS, dropout=0.5, weight_dropout=0.4, minutes=45
+        _STREAMS,
+        batch_size=16,
+        units=448,
+        dropout=0.45,
+        weight_dropout=0.15,
+        optimizer="muon",
+        learning_rate=0.02,
+        minutes=45,
     ),
     # Many short texts.
     "headlines": dataclasses.replace(
