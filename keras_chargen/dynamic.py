@@ -25,6 +25,10 @@ from keras_chargen.tokenizer import pad
 
 # What an update is divided by is at least about this share of the mean.
 _EPSILON = 0.1
+# Root mean square of an update before the learning rate: at most this. A
+# character that the measured stretches lack has updates a thousand times the
+# usual, which may spoil the weights for good.
+_LARGEST = 10.0
 # Stretches of the training texts that are measured.
 _MEASURED = 1000
 
@@ -52,12 +56,15 @@ class DynamicEvaluation:
     With the gradient g of the mean nats of a stretch, the trained weights w0
     and the root r of the mean of g², the weights w move by
 
-        -learning_rate * g / (r + 0.1 * mean(r))
+        -learning_rate * u / max(rms(u) / 10, 1)
         + min(decay * r / mean(r), 1) * (w0 - w)
 
-    where `mean` is over all weights; a stretch that a text's end cuts short
+    of u = g / (r + 0.1 * mean(r)), where `mean` and `rms`, the root of the
+    mean of u², are over all weights; a stretch that a text's end cuts short
     counts for as much of it as it holds. r is that of stretches of the
-    training texts if there are any, else of those read so far.
+    training texts if there are any, else of those read so far. The bound on
+    rms(u) is that of Shazeer & Stern, 2018, "Adafactor: Adaptive Learning
+    Rates with Sublinear Memory Cost".
 
     The weights of the model itself are never touched, and every call begins
     with them. Gradients need the backend TensorFlow, JAX or Torch.
@@ -200,6 +207,12 @@ def _learn(model):
         roots = [ops.sqrt(square / seen[1]) for square in squares]
         size = sum(math.prod(root.shape) for root in roots)
         mean = sum(ops.sum(root) for root in roots) / size + 1e-12
+        updates = [
+            gradient / (root + _EPSILON * mean)
+            for gradient, root in zip(gradients, roots, strict=True)
+        ]
+        largest = ops.sqrt(sum(ops.sum(u * u) for u in updates) / size)
+        rate = rates[0] / ops.maximum(largest / _LARGEST, 1.0)
         # A stretch that is cut short counts for what it holds.
         share = ops.mean(counts)
 
@@ -207,11 +220,9 @@ def _learn(model):
             return share * ops.minimum(rates[1] * relative, 1.0)
 
         weights = [
-            weight
-            - rates[0] * gradient / (root + _EPSILON * mean)
-            + back(root / mean) * (start - weight)
-            for weight, start, gradient, root in zip(
-                weights, trained, gradients, roots, strict=True
+            weight - rate * update + back(root / mean) * (start - weight)
+            for weight, start, update, root in zip(
+                weights, trained, updates, roots, strict=True
             )
         ]
         return weights, squares, following, nats

@@ -33,7 +33,7 @@ def model():
     return make()
 
 
-def reference(model, texts, learning_rate, decay, length):
+def reference(model, texts, learning_rate, decay, length, largest=10):
     """Nats of each character: gradients by differences, the rest by NumPy."""
     tokenizer = model.tokenizer
     eos = tokenizer.eos_id
@@ -85,11 +85,16 @@ def reference(model, texts, learning_rate, decay, length):
         roots = [np.sqrt(s / count) for s in squares]
         mean = np.concatenate([root.ravel() for root in roots]).mean()
         share = (len(row) - 1) / length
+        updates = [
+            g / (r + 0.1 * mean) for g, r in zip(slopes, roots, strict=True)
+        ]
+        flat = np.concatenate([update.ravel() for update in updates])
+        rate = learning_rate / max(np.sqrt((flat**2).mean()) / largest, 1)
         weights = [
-            w
-            - learning_rate * g / (r + 0.1 * mean)
-            + np.minimum(decay * r / mean, 1) * share * (w0 - w)
-            for w, w0, g, r in zip(weights, trained, slopes, roots, strict=True)
+            w - rate * u + np.minimum(decay * r / mean, 1) * share * (w0 - w)
+            for w, w0, u, r in zip(
+                weights, trained, updates, roots, strict=True
+            )
         ]
         weights = [w.astype("float32") for w in weights]
     model.set_weights(trained)
@@ -97,11 +102,13 @@ def reference(model, texts, learning_rate, decay, length):
 
 
 @trains
-def test_the_rule_is_that_of_the_paper():
+@pytest.mark.parametrize("largest", [10, 0.3])
+def test_the_rule_is_that_of_the_paper(largest, monkeypatch):
+    monkeypatch.setattr(dynamic, "_LARGEST", largest)
     model = make(units=2, embedding_dim=2)
     # Stretches of 6 and of 2, which counts for a third, and then the judge.
     texts = ["a bad c", "ad"]
-    expected = reference(model, texts, 0.05, 0.8, 6)
+    expected = reference(model, texts, 0.05, 0.8, 6, largest)
     scores = dynamic.score(
         model, texts, learning_rate=0.05, decay=0.8, segment_length=6
     )
