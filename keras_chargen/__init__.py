@@ -31,6 +31,7 @@ _ROOMS = {
     "MinLength": "samplers",
     "MinP": "samplers",
     "Mirostat": "samplers",
+    "Muon": "optimizers",
     "NoRepeatNGram": "samplers",
     "PresencePenalty": "samplers",
     "RECIPES": "recipes",

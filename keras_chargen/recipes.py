@@ -169,7 +169,7 @@ class Recipe:
         """
         import keras
 
-        from keras_chargen import scoring
+        from keras_chargen import optimizers, scoring
 
         rate = self.learning_rate
         if self.schedule == "cosine":
@@ -193,7 +193,7 @@ class Recipe:
         if self.ema_momentum is not None:
             settings |= {"use_ema": True, "ema_momentum": self.ema_momentum}
         if self.optimizer == "muon":
-            kind = keras.optimizers.Muon
+            kind = optimizers.Muon
             settings |= {
                 "adam_beta_2": self.beta_2,
                 "adam_weight_decay": decay,

@@ -23,6 +23,7 @@ from keras_chargen.callbacks import (
     synchronize,
 )
 from keras_chargen.checkpoints import Fingerprint, newest, read, write
+from keras_chargen.optimizers import Muon
 
 BACKEND = keras.backend.backend()
 TEXTS = [f"day {i} of {i * i}" for i in range(60)]
@@ -94,7 +95,7 @@ def make_model(optimizer="adam", carry=None, units=4, **arguments):
             use_ema=True,
             ema_momentum=0.9,
         ),
-        "muon": lambda: keras.optimizers.Muon(0.05),
+        "muon": lambda: Muon(0.05),
     }[optimizer]()
     model.compile(optimizer=optimizer, weighted_metrics=[BitsPerCharacter()])
     model.carry_state(carry)
