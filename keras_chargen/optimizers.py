@@ -12,10 +12,9 @@ class Muon(keras.optimizers.Muon):
     as long as it is wide. For such an X the steps of Newton and Schulz are
     done on X Xᵀ, which is small: each multiplies X by a polynomial of it, so
     the product of all of them is made first and X multiplied once. The
-    results are those of Keras but for rounding; a matrix of (448, 1792) takes
-    half the time, which in a step of training that is most of what is not the
-    model. Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural
-    networks".
+    results are those of Keras but for rounding, for a matrix of (448, 1792)
+    in half the time. Jordan et al., 2024, "Muon: An optimizer for hidden
+    layers in neural networks".
 
     Args:
         **kwargs: As for `keras.optimizers.Muon`.
@@ -42,11 +41,7 @@ class Muon(keras.optimizers.Muon):
         first = self.muon_a * ops.eye(short, dtype=x.dtype)
         product = None
         for step in range(steps):
-            factor = (
-                first
-                + self.muon_b * gram
-                + self.muon_c * ops.matmul(gram, gram)
-            )
+            factor = first + self.muon_b * gram + self.muon_c * (gram @ gram)
             product = factor if product is None else product @ factor
             if step < steps - 1:
                 # All are polynomials of one matrix: their order is free.

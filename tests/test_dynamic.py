@@ -108,9 +108,9 @@ def test_the_rule_is_that_of_the_paper(largest, monkeypatch):
     model = make(units=2, embedding_dim=2)
     # Stretches of 6 and of 2, which counts for a third, and then the judge.
     texts = ["a bad c", "ad"]
-    expected = reference(model, texts, 0.05, 0.8, 6, largest)
+    expected = reference(model, texts, 0.1, 0.8, 6, largest)
     scores = dynamic.score(
-        model, texts, learning_rate=0.05, decay=0.8, segment_length=6
+        model, texts, learning_rate=0.1, decay=0.8, segment_length=6
     )
     found, static = (
         np.concatenate([score.surprisal for score in some])
@@ -119,7 +119,7 @@ def test_the_rule_is_that_of_the_paper(largest, monkeypatch):
     np.testing.assert_allclose(found, expected, atol=1e-3)
     # It did move: the static figures lie far from these.
     np.testing.assert_allclose(found[:6], static[:6], atol=1e-5)
-    assert np.abs(static[6:] - expected[6:]).max() > 0.01
+    assert np.abs(static[6:] - expected[6:]).max() > 0.05
 
 
 @trains
