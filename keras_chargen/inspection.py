@@ -15,6 +15,7 @@ import zipfile
 import h5py
 import keras
 
+import keras_chargen.optimizers  # noqa: F401 (what a file may name)
 from keras_chargen.checks import check_integer
 from keras_chargen.model import CharRNN
 from keras_chargen.tokenizer import CharTokenizer
