@@ -56,10 +56,13 @@ print("tensorflow" in sys.modules)
 def test_the_import_alone_lets_keras_load_a_model(tmp_path):
     tokenizer = keras_chargen.CharTokenizer(["a"])
     model = keras_chargen.CharRNN(tokenizer, units=4)
+    keras_chargen.RECIPES["best"].compile(model, steps=10)
     keras_chargen.save_model(model, tmp_path / "m.keras")
     source = """
 import sys
 import keras, keras_chargen
-print(type(keras.saving.load_model(sys.argv[1])).__name__)
+model = keras.saving.load_model(sys.argv[1])
+print(type(model).__name__, type(model.optimizer).__module__)
 """
-    assert run(source, str(tmp_path / "m.keras"))[-1] == "CharRNN"
+    loaded = run(source, str(tmp_path / "m.keras"))
+    assert loaded == ["CharRNN", "keras_chargen.optimizers"]
