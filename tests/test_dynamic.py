@@ -12,7 +12,6 @@ from keras_chargen import (
     CharTokenizer,
     DynamicEvaluation,
     dynamic,
-    scoring,
 )
 from keras_chargen.compilation import compile_function
 
