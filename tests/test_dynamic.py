@@ -13,7 +13,7 @@ from keras_chargen import (
     DynamicEvaluation,
     dynamic,
 )
-from keras_chargen.compilation import compile_function
+from keras_chargen.compilation import compile_function, kept
 
 trains = pytest.mark.trains
 CHARACTERS = "abcd "
@@ -236,10 +236,10 @@ def test_a_model_in_half_precision_learns():
 def test_one_program_serves_every_rate_and_text():
     model = make()
     dynamic.score(model, "ab")
-    before = {**model._compiled_functions.programs}
+    program = kept(model, "dynamic evaluation", lambda: None)
+    assert program is not None
     dynamic.score(model, TEXTS, learning_rate=0.5, decay=0.1)
-    assert before
-    assert model._compiled_functions.programs == before
+    assert kept(model, "dynamic evaluation", lambda: None) is program
 
 
 @trains
